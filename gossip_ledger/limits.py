@@ -1,0 +1,41 @@
+"""Every bound of the ledger, with its unit."""
+
+from __future__ import annotations
+
+from typing import Final
+
+MAX_AMOUNT: Final = 2**63 - 1
+"""Largest integer in a record, micro-units for money."""
+
+RECORD_BYTES_MAX: Final = 4096
+"""Largest encoded record, signatures included."""
+
+MANIFEST_BYTES_MAX: Final = 1 << 20
+"""Largest encoded manifest or datanet."""
+
+GENESIS_BYTES_MAX: Final = 1 << 20
+"""Largest encoded genesis."""
+
+BLOB_BYTES_MAX: Final = 1 << 20
+"""Largest blob; bigger files are lists of blobs."""
+
+EVIDENCE_PAIRS_MAX: Final = 64
+"""Most (cluster, weight) pairs in a receipt."""
+
+ACK_IDS_MAX: Final = 100
+"""Most ids in one ack: 100 ids of 34 encoded bytes fit a record."""
+
+CLUSTERS_MAX: Final = 4096
+"""Most clusters in a manifest."""
+
+FILES_MAX: Final = 64
+"""Most files in a manifest."""
+
+CHUNKS_MAX: Final = 4096
+"""Most chunks in a file: 4 GiB."""
+
+BASIS_POINTS: Final = 10_000
+"""A whole, in basis points."""
+
+UNCERTIFIED_ENTRIES_MAX: Final = 64
+"""Most entries kept per author beyond its certified head."""

@@ -1,0 +1,1 @@
+"""Wire protocols as pure state machines: no I/O, no clock, no randomness."""

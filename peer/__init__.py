@@ -1,0 +1,1 @@
+"""The shell: daemon, router, store, witness, gateway, command line and configuration."""
