@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Final, final
+from typing import Any, Final, cast, final
 
 import cbor2
 
@@ -66,7 +66,7 @@ def octets_up_to(maximum: int) -> Field:
 
 
 def text(maximum: int) -> Field:
-    """Printable text of at most `maximum` UTF-8 bytes; newline and tab are allowed, other controls are not."""
+    """Printable text of at most `maximum` UTF-8 bytes: newline and tab, but no other control characters."""
 
     def parse(value: object) -> str:
         if type(value) is not str:
@@ -77,7 +77,7 @@ def text(maximum: int) -> Field:
             raise DecodeError("expected valid Unicode") from error
         if size > maximum:
             raise DecodeError(f"expected text of at most {maximum} bytes")
-        if any(ord(c) < 0x20 and c not in "\n\t" or 0x7F <= ord(c) < 0xA0 for c in value):
+        if any((ord(c) < 0x20 and c not in "\n\t") or 0x7F <= ord(c) < 0xA0 for c in value):
             raise DecodeError("expected text without control characters")
         return value
 
@@ -93,9 +93,10 @@ def many(item: Field, maximum: int, *, minimum: int = 0) -> Field:
         return [item.pack(element) for element in value]
 
     def parse(value: object) -> tuple[Any, ...]:
-        if type(value) is not list or not minimum <= len(value) <= maximum:
+        elements = _elements(value)
+        if elements is None or not minimum <= len(elements) <= maximum:
             raise DecodeError(f"expected {minimum}..{maximum} items")
-        return tuple(item.parse(element) for element in value)
+        return tuple(item.parse(element) for element in elements)
 
     return Field(pack, parse)
 
@@ -116,10 +117,11 @@ class Table:
         return [self.tag, *(column.pack(getattr(value, name)) for name, column in self.columns)]
 
     def parse(self, value: object) -> Any:
-        if type(value) is not list or len(value) != len(self.columns) + 1 or value[0] != self.tag:
+        elements = _elements(value)
+        if elements is None or len(elements) != len(self.columns) + 1 or elements[0] != self.tag:
             raise DecodeError(f"expected a {self.record.__name__} of {len(self.columns)} fields")
         named: dict[str, object] = {}
-        for (name, column), element in zip(self.columns, value[1:], strict=True):
+        for (name, column), element in zip(self.columns, elements[1:], strict=True):
             try:
                 named[name] = column.parse(element)
             except DecodeError as error:
@@ -145,9 +147,11 @@ def one_of(*tables: Table) -> Field:
         return by_type[type(value)].pack(value)
 
     def parse(value: object) -> Any:
-        if type(value) is not list or not value or type(value[0]) is not int or value[0] not in by_tag:
+        elements = _elements(value)
+        tag = elements[0] if elements else None
+        if type(tag) is not int or tag not in by_tag:
             raise DecodeError(f"expected one of {', '.join(t.record.__name__ for t in tables)}")
-        return by_tag[value[0]].parse(value)
+        return by_tag[tag].parse(elements)
 
     return Field(pack, parse)
 
@@ -185,6 +189,10 @@ def load(data: bytes, bytes_max: int) -> object:
         return cbor2.loads(data, max_depth=DEPTH_MAX, allow_indefinite=False)
     except (cbor2.CBORDecodeError, ValueError, OverflowError, RecursionError, MemoryError) as error:
         raise DecodeError(f"not CBOR: {type(error).__name__}") from error
+
+
+def _elements(value: object) -> list[object] | None:
+    return cast("list[object]", value) if type(value) is list else None
 
 
 def _dump(value: object) -> bytes:

@@ -190,7 +190,7 @@ Record = Entry | Receipt | Release | Ack
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signed:
-    """A record with its signatures: the author's, or for a receipt the payer's (over the bill), then the worker's."""
+    """A record and its signatures: the author's; for a receipt the payer's over the bill, then the worker's."""
 
     record: Record
     signatures: tuple[Signature, ...]
@@ -254,7 +254,7 @@ class Manifest:
     split: Split
     clusters: tuple[Cluster, ...]
     files: tuple[File, ...]
-    """Adapter: weights and configuration. Base: tokenizer, template and configuration (weights are not shipped)."""
+    """Adapter: weights and configuration. Base: tokenizer, template, configuration; its weights do not travel."""
     tables: tuple[File, ...]
     """Attribution tables, in the order of their signals; may be empty."""
     datanet: bytes
@@ -370,4 +370,4 @@ BILLS = Schema(BILL, bytes_max=RECORD_BYTES_MAX)
 SIGNED_RECORDS = Schema(SIGNED, bytes_max=RECORD_BYTES_MAX)
 """Signed records: what travels and is stored."""
 MANIFESTS = Schema(MANIFEST, bytes_max=MANIFEST_BYTES_MAX)
-"""Manifests: blobs. A model id is the plain SHA-256 of these bytes, so a manifest is fetched like any blob."""
+"""Manifests: blobs. A model id is the plain SHA-256 of these bytes, so it is fetched like any blob."""

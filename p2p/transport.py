@@ -44,7 +44,7 @@ class Link:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GossipFrame:
-    """One frame published on a topic. `forwarder` handed it to us; the contents carry their own signatures."""
+    """One frame published on a topic. `forwarder` handed it to us; what is inside carries its own signatures."""
 
     forwarder: AccountId
     data: bytes
@@ -100,7 +100,7 @@ class Transport(Protocol):
         ...
 
     def serve(self, protocol: str, handler: Handler) -> None:
-        """Handles inbound streams of `protocol`; an exception in a handler resets its stream and is counted."""
+        """Handles inbound streams of `protocol`; a handler's exception resets its stream and is counted."""
         ...
 
     def links(self) -> tuple[Link, ...]:

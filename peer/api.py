@@ -1,4 +1,4 @@
-"""The facade of a running node: all that the gateway, and through it the command line and the page, may ask of it.
+"""The facade of a running node: all that the gateway, the command line and the page may ask of it.
 
 Results are JSON-ready mappings, so what a person reads and what a program reads is the same. Ids and
 accounts are lowercase hex; money is an integer number of micro-units; times are milliseconds.
@@ -242,7 +242,7 @@ class NodeApi(Protocol):
         ...
 
     async def publish(self, request: PublishRequest) -> Json:
-        """Registers a model from this node's account: builds the manifest, stores its blobs, signs the entry."""
+        """Registers a model from this node's account: builds the manifest, keeps its blobs, signs."""
         ...
 
     async def send(self, to: str, amount: int) -> Json:
