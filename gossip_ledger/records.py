@@ -190,7 +190,7 @@ Record = Entry | Receipt | Release | Ack
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signed:
-    """A record and its signatures: the author's; for a receipt the payer's over the bill, then the worker's."""
+    """A record and its signatures: the author's; a receipt has its payer's (over the bill) first."""
 
     record: Record
     signatures: tuple[Signature, ...]
@@ -254,7 +254,7 @@ class Manifest:
     split: Split
     clusters: tuple[Cluster, ...]
     files: tuple[File, ...]
-    """Adapter: weights and configuration. Base: tokenizer, template, configuration; its weights do not travel."""
+    """Adapter: weights and configuration. Base: tokenizer, template, configuration, no weights."""
     tables: tuple[File, ...]
     """Attribution tables, in the order of their signals; may be empty."""
     datanet: bytes

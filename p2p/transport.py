@@ -44,7 +44,7 @@ class Link:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GossipFrame:
-    """One frame published on a topic. `forwarder` handed it to us; what is inside carries its own signatures."""
+    """One frame published on a topic. `forwarder` handed it on; its contents carry their own signatures."""
 
     forwarder: AccountId
     data: bytes
