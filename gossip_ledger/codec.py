@@ -2,7 +2,8 @@
 
 A value is a frozen dataclass with a **field table**; its encoding is the CBOR array `[tag, field, ...]`.
 Arrays, not maps, so no question of key order arises. `decode` accepts exactly one encoding of each value:
-it limits the size, decodes, checks every field against the table, encodes again and compares.
+it limits the size, decodes, checks every field against the table, encodes again and compares. Maps, tags,
+floats, booleans and null never occur.
 
 Left out: what the values mean. Ranges that need more than one field are checked by the record itself
 (`__post_init__` may raise `ValueError`, which becomes `DecodeError` here).
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Final, cast, final
+from typing import Any, Final, NoReturn, cast, final
 
 import cbor2
 
@@ -26,7 +27,10 @@ DEPTH_MAX: Final = 12
 @final
 @dataclass(frozen=True, slots=True)
 class Field:
-    """How one field is written (`pack`) and read (`parse`). `parse` raises `DecodeError`."""
+    """How one field is written (`pack`) and read (`parse`). Both raise `DecodeError`.
+
+    `parse` must accept exactly what `pack` can give, and no second spelling of it: `decode` relies on that.
+    """
 
     pack: Callable[[Any], object]
     parse: Callable[[object], Any]
@@ -114,20 +118,29 @@ class Table:
         assert [name for name, _ in self.columns] == [f.name for f in fields(self.record)], self.record
 
     def pack(self, value: Any) -> list[object]:
-        return [self.tag, *(column.pack(getattr(value, name)) for name, column in self.columns)]
+        """The array form of `value`. Raises `DecodeError` where a field is out of its range."""
+        assert type(value) is self.record, f"expected a {self.record.__name__}, not a {type(value).__name__}"
+        packed: list[object] = [self.tag]
+        for name, column in self.columns:
+            try:
+                packed.append(column.pack(getattr(value, name)))
+            except DecodeError as error:
+                raise DecodeError(f"{self.record.__name__}.{name}: {error}") from error
+        return packed
 
     def parse(self, value: object) -> Any:
+        """The record that the array form stands for. Raises `DecodeError`."""
         elements = _elements(value)
-        if elements is None or len(elements) != len(self.columns) + 1 or elements[0] != self.tag:
+        if elements is None or len(elements) != len(self.columns) + 1 or not _is_tag(elements[0], self.tag):
             raise DecodeError(f"expected a {self.record.__name__} of {len(self.columns)} fields")
-        named: dict[str, object] = {}
+        parsed: dict[str, object] = {}
         for (name, column), element in zip(self.columns, elements[1:], strict=True):
             try:
-                named[name] = column.parse(element)
+                parsed[name] = column.parse(element)
             except DecodeError as error:
                 raise DecodeError(f"{self.record.__name__}.{name}: {error}") from error
         try:
-            return self.record(**named)
+            return self.record(**parsed)
         except ValueError as error:
             raise DecodeError(f"{self.record.__name__}: {error}") from error
 
@@ -144,6 +157,7 @@ def one_of(*tables: Table) -> Field:
     assert len(by_tag) == len(by_type) == len(tables), "tags and types must differ"
 
     def pack(value: Any) -> object:
+        assert type(value) in by_type, f"{type(value).__name__} has no place here"
         return by_type[type(value)].pack(value)
 
     def parse(value: object) -> Any:
@@ -165,34 +179,71 @@ class Schema:
         self.bytes_max = bytes_max
 
     def encode(self, value: Any) -> bytes:
-        """The canonical bytes of `value`. Raises `DecodeError` where a field is out of its range."""
-        packed = self._field.pack(value)
-        self._field.parse(packed)
-        data = _dump(packed)
+        """The canonical bytes of `value`. Raises `DecodeError` where a field is out of its range.
+
+        Rules across fields are not checked again: a record that exists has passed its `__post_init__`.
+        """
+        data = _dump(self._field.pack(value))
         if len(data) > self.bytes_max:
             raise DecodeError(f"{type(value).__name__}: {len(data)} bytes exceed {self.bytes_max}")
         return data
 
     def decode(self, data: bytes) -> Any:
         """The value that `data` is the canonical encoding of. Raises `DecodeError` and nothing else."""
-        value = self._field.parse(load(data, self.bytes_max))
-        if _dump(self._field.pack(value)) != data:
+        loaded = load(data, self.bytes_max)
+        value = self._field.parse(loaded)
+        # `parse` admits exact types only, so `loaded` is what `pack(value)` would give again.
+        if _dump(loaded) != data:
             raise DecodeError("not the canonical encoding")
         return value
 
 
+class _NoTags(dict[int, Any]):
+    """Decoders for semantic tags: every tag is refused before its contents are interpreted."""
+
+    def __missing__(self, tag: int) -> Any:
+        return _refuse_tag
+
+
+def _refuse_tag(*_: object) -> NoReturn:
+    raise cbor2.CBORDecodeError("tags have no place here")
+
+
+_NO_TAGS: Final = _NoTags()
+
+
 def load(data: bytes, bytes_max: int) -> object:
-    """CBOR of definite lengths, bounded in size and depth. Raises `DecodeError`. Not yet canonical."""
+    """CBOR of definite lengths without tags, bounded in size and depth; not yet known to be canonical.
+
+    Raises `DecodeError`. Without tags no decoder of dates, expressions or bignums ever runs on foreign bytes.
+    """
     if len(data) > bytes_max:
         raise DecodeError(f"{len(data)} bytes exceed {bytes_max}")
     try:
-        return cbor2.loads(data, max_depth=DEPTH_MAX, allow_indefinite=False)
-    except (cbor2.CBORDecodeError, ValueError, OverflowError, RecursionError, MemoryError) as error:
+        return cbor2.loads(
+            data,
+            max_depth=DEPTH_MAX,
+            allow_indefinite=False,
+            tag_hook=_refuse_tag,
+            semantic_decoders=_NO_TAGS,
+        )
+    except (
+        cbor2.CBORDecodeError,
+        ValueError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+        MemoryError,
+    ) as error:
         raise DecodeError(f"not CBOR: {type(error).__name__}") from error
 
 
 def _elements(value: object) -> list[object] | None:
     return cast("list[object]", value) if type(value) is list else None
+
+
+def _is_tag(value: object, tag: int) -> bool:
+    return type(value) is int and value == tag  # `True` is not 1
 
 
 def _dump(value: object) -> bytes:

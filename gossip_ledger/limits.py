@@ -39,3 +39,12 @@ BASIS_POINTS: Final = 10_000
 
 UNCERTIFIED_ENTRIES_MAX: Final = 64
 """Most entries kept per author beyond its certified head."""
+
+WITNESSES_MAX: Final = 64
+"""Most witnesses in a genesis."""
+
+ALLOCATIONS_MAX: Final = 8192
+"""Most allocations in a genesis."""
+
+AHEAD_EPOCHS_MAX: Final = 2
+"""Epochs that an entry may lie ahead of a witness' clock."""
