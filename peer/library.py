@@ -1,0 +1,161 @@
+"""What a model needs beside its manifest: files, tokenizers and attribution tables, by hash, from any peer.
+
+A blob that is not in the store is fetched from the peers that are linked now, one after the other, and
+checked while it arrives; so whoever serves it, it is the right one or none.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Final, TypeVar, final
+
+import structlog
+import trio
+
+from attribution.tables import Tables, decode_tables
+from gossip_ledger.errors import LocalError, RemoteError
+from gossip_ledger.records import AccountId, BlobId, File, Manifest, ModelId
+from gpu_worker.tokenizer import Tokenizer
+from peer.api import ErrorCode, RequestError
+from peer.ledger_service import LedgerService, manifest_blob
+from peer.models import base_manifest
+from peer.store import Store
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+FetchBlobs = Callable[[AccountId, Sequence[BlobId]], Awaitable[dict[BlobId, bytes]]]
+"""Asks one peer for blobs; returns those that it had, checked. Raises `RemoteError`."""
+
+TOKENIZERS_MAX: Final = 4
+TABLES_MAX: Final = 32
+"""Decoded tables kept in memory: a few megabytes each."""
+FETCH_BATCH: Final = 8
+"""Blobs asked of one peer at once: at most 8 MiB."""
+FETCH_RETRY_S: Final = 2.0
+FILE_BYTES_MAX: Final = 256 << 20
+"""Largest file put together in memory."""
+
+
+@final
+class Library:
+    """Blobs and what is made of them. Safe to use from many tasks."""
+
+    def __init__(
+        self, *, service: LedgerService, store: Store, fetch: FetchBlobs, sources: Callable[[], Sequence[AccountId]]
+    ) -> None:
+        self._service = service
+        self._store = store
+        self._fetch = fetch
+        self._sources = sources
+        self._tokenizers: OrderedDict[bytes, Tokenizer] = OrderedDict()
+        self._tables: OrderedDict[ModelId, Tables] = OrderedDict()
+        self._lock = trio.Lock()
+        self._log = structlog.get_logger("library")
+
+    async def ensure(self, blobs: Sequence[BlobId]) -> None:
+        """Has all of `blobs` in the store on return. Raises `RemoteError` if no linked peer has one of them."""
+        missing = list(await self._store.missing_blobs(blobs))
+        for source in self._sources():
+            if not missing:
+                return
+            missing = await self._fetch_from(source, missing)
+        if missing:
+            raise RemoteError(f"{len(missing)} blobs are held by no peer that is linked now")
+
+    async def _fetch_from(self, source: AccountId, missing: list[BlobId]) -> list[BlobId]:
+        left: list[BlobId] = []
+        for start in range(0, len(missing), FETCH_BATCH):
+            batch = missing[start : start + FETCH_BATCH]
+            try:
+                found = await self._fetch(source, batch)
+            except RemoteError as error:
+                self._log.info("fetch_failed", source=source.hex()[:8], reason=str(error))
+                return left + missing[start:]
+            await self._store.put_blobs(list(found.items()))
+            left.extend(blob for blob in batch if blob not in found)
+        return left
+
+    async def file(self, file: File) -> bytes:
+        """The contents of a file, put together from its blobs. Raises `RemoteError`."""
+        if file.size > FILE_BYTES_MAX:
+            raise RemoteError(f"{file.name} is larger than {FILE_BYTES_MAX} bytes")
+        await self.ensure(file.chunks)
+        parts = [await self._store.get_blob(chunk) for chunk in file.chunks]
+        data = b"".join(part for part in parts if part is not None)
+        if len(data) != file.size:
+            raise RemoteError(f"{file.name} has {len(data)} bytes and its manifest says {file.size}")
+        return data
+
+    async def tokenizer(self, base: bytes) -> Tokenizer:
+        """The tokenizer of a base, as its published manifest binds it. Raises `RequestError`."""
+        async with self._lock:
+            found = self._tokenizers.get(base)
+            if found is None:
+                found = await self._load_tokenizer(base)
+                _remember(self._tokenizers, base, found, TOKENIZERS_MAX)
+            return found
+
+    async def _load_tokenizer(self, base: bytes) -> Tokenizer:
+        manifest = base_manifest(self._service.ledger, base)
+        if manifest is None:
+            raise RequestError(
+                ErrorCode.NOT_READY, "the base of that model is not published here yet; wait for the ledger to catch up"
+            )
+        try:
+            contents = {file.name: await self.file(file) for file in manifest.files}
+            return await trio.to_thread.run_sync(Tokenizer, contents)
+        except RemoteError as error:
+            raise RequestError(ErrorCode.NOT_READY, f"the tokenizer of that base cannot be had: {error}") from error
+
+    async def tables(self, model: ModelId, manifest: Manifest) -> Tables | None:
+        """The attribution tables of a model; None if it publishes none. Raises `RemoteError`."""
+        if not manifest.tables:
+            return None
+        found = self._tables.get(model)
+        if found is None:
+            data = await self.file(manifest.tables[0])
+            found = await trio.to_thread.run_sync(decode_tables, data)
+            _remember(self._tables, model, found, TABLES_MAX)
+        return found
+
+    async def write_files(self, manifest: Manifest, folder: Path) -> None:
+        """Puts a model's files into `folder`, whole or not at all. Names come from the manifest and are checked."""
+        for file in manifest.files:
+            if "/" in file.name or file.name.startswith("."):
+                raise RemoteError(f"a manifest names a file {file.name!r}")
+            data = await self.file(file)
+            await trio.to_thread.run_sync(_write_whole, folder / file.name, data)
+
+    async def keep_manifests(self) -> None:
+        """Fetches every manifest that the ledger names and does not hold, for as long as the node runs."""
+        seen = -1
+        while True:
+            with trio.move_on_after(FETCH_RETRY_S):
+                seen = await self._service.changed.wait(seen)
+            for wanted in tuple(self._service.ledger.wanted_manifests()):
+                try:
+                    await self.ensure([manifest_blob(wanted)])
+                    data = await self._store.get_blob(manifest_blob(wanted))
+                    if data is not None:
+                        await self._service.add_manifest(data)
+                except RemoteError as error:
+                    self._log.debug("manifest_missing", model=wanted.hex()[:8], reason=str(error))
+
+
+def _remember(cache: OrderedDict[_K, _V], key: _K, value: _V, most: int) -> None:
+    cache[key] = value
+    while len(cache) > most:
+        cache.popitem(last=False)
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError as error:
+        raise LocalError(f"cannot write {path}: {error.strerror}; free some space or check its rights") from error

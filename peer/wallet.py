@@ -1,0 +1,169 @@
+"""The payer's book: opens sized ahead of need, asks reserved before they are sent, nothing charged twice.
+
+For each open, `committed` is the sum over its asks of the last bill signed, or of the ask's `max_fee` while
+it runs (also after a crash). It never exceeds the open's limit, and no release says less.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from typing import Final, final
+
+import structlog
+import trio
+
+from gossip_ledger.errors import LocalError
+from gossip_ledger.records import AccountId, Collect, ModelId, Open, RecordId
+from peer.author import Author
+from peer.capabilities import Clock, Entropy
+from peer.ledger_service import LedgerService
+from peer.rows import ASK_ROWS, AskKey, AskRow, ask_key_bytes
+from peer.store import Store
+
+NAMESPACE: Final = "ask"
+OPEN_EPOCHS: Final = 144
+"""How long a new open lasts: a day of ten-minute epochs."""
+OPEN_ASKS: Final = 16
+"""A new open is sized for about this many asks like the one that needs it."""
+OPEN_SHARE: Final = 4
+"""...but for at most 1/4 of what can be spent, if that covers the ask."""
+RENEW_BEFORE_EPOCHS: Final = 2
+"""An open this close to its expiry takes no new asks."""
+HOUSEKEEPING_S: Final = 1.0
+
+
+@final
+class Wallet:
+    """Spends from one account. Books are durable before anything leaves this node."""
+
+    def __init__(
+        self, *, service: LedgerService, author: Author, account: AccountId, store: Store, clock: Clock, entropy: Entropy
+    ) -> None:
+        self.account = account
+        self._service = service
+        self._author = author
+        self._store = store
+        self._clock = clock
+        self._entropy = entropy
+        self._asks: dict[RecordId, dict[int, AskRow]] = defaultdict(dict)
+        self._locks: dict[AccountId, trio.Lock] = defaultdict(trio.Lock)
+        self._log = structlog.get_logger("wallet")
+
+    async def load(self) -> None:
+        """Reads the book. An ask that was running when this node stopped keeps counting at its `max_fee`."""
+        for _key, data in await self._store.scan(NAMESPACE):
+            row: AskRow = ASK_ROWS.decode(data)
+            self._asks[row.open][row.ask] = row
+
+    def committed(self, opened: RecordId) -> int:
+        """What was or may yet be billed under an open, micro-units."""
+        tab = self._service.ledger.open_state(opened).tab
+        return sum(
+            tab.fees[row.ask] if row.ask in tab.fees else row.committed
+            for row in self._asks.get(opened, {}).values()
+        )
+
+    def headroom(self, opened: RecordId) -> int:
+        """What a new ask under this open may cost at most."""
+        return self._service.ledger.open_state(opened).limit - self.committed(opened)
+
+    def spendable(self) -> int:
+        """What the next entry of this account's chain may debit, micro-units."""
+        tip = self._service.ledger.tip(self.account)
+        epoch = max(tip.epoch, self._epoch())
+        return tip.spendable(self._service.genesis, epoch)
+
+    def usable_open(self, worker: AccountId, need: int) -> RecordId | None:
+        """An open to `worker` with room for `need`, if there is one."""
+        epoch = self._epoch()
+        for state in self._service.ledger.opens_of(self.account):
+            body = state.entry.body
+            if (
+                isinstance(body, Open)
+                and body.worker == worker
+                and not state.is_released
+                and epoch + RENEW_BEFORE_EPOCHS <= body.expiry
+                and self.headroom(state.id) >= need
+            ):
+                return state.id
+        return None
+
+    async def ensure_open(self, worker: AccountId, need: int) -> RecordId:
+        """An open to `worker` with room for `need`; a new one if it must be. Raises `LocalError` without funds."""
+        async with self._locks[worker]:
+            found = self.usable_open(worker, need)
+            if found is not None:
+                return found
+            available = self.spendable()
+            if available < need:
+                raise LocalError(
+                    f"this answer may cost {need} micro-units and {max(0, available)} can be spent; "
+                    "lower max_tokens or max_fee, or add money to the account"
+                )
+            limit = max(need, min(OPEN_ASKS * need, available // OPEN_SHARE))
+            expiry = self._epoch() + OPEN_EPOCHS
+            return await self._author.write(Open(worker=worker, limit=limit, expiry=expiry))
+
+    async def reserve(
+        self, *, opened: RecordId, worker: AccountId, model: ModelId, answer: bytes, max_fee: int
+    ) -> AskRow:
+        """Draws a fresh ask number and reserves `max_fee` for it, durably, before anything is sent."""
+        taken = self._asks[opened]
+        ask = self._entropy.randbits(63)
+        while ask in taken:
+            ask = self._entropy.randbits(63)
+        if self.headroom(opened) < max_fee:
+            raise LocalError("the open has no room left for this ask; ask again")
+        row = AskRow(
+            open=opened, ask=ask, worker=worker, model=model, answer=answer, max_fee=max_fee, fee=0, is_closed=0
+        )
+        taken[ask] = row
+        try:
+            await self._write(row)
+        except BaseException:
+            del taken[ask]
+            raise
+        return row
+
+    async def close(self, key: AskKey, fee: int) -> None:
+        """No further bill will be signed for this ask; `fee` is what the last one said."""
+        row = replace(self._asks[key[0]][key[1]], fee=fee, is_closed=1)
+        assert row.fee <= row.max_fee, "a bill above its maximum was signed"
+        await self._write(row)
+        self._asks[row.open][row.ask] = row
+
+    async def _write(self, row: AskRow) -> None:
+        await self._store.transact([(NAMESPACE, ask_key_bytes(row.key), ASK_ROWS.encode(row))])
+
+    async def run(self) -> None:
+        """Collects what was earned and releases what expired, as soon as the ledger allows."""
+        seen = -1
+        while True:
+            with trio.move_on_after(60):
+                seen = await self._service.changed.wait(seen)
+            await self._collect()
+            await self._release()
+            await trio.sleep(HOUSEKEEPING_S)
+
+    async def _collect(self) -> None:
+        state = self._service.ledger.account(self.account)
+        tip = self._service.ledger.tip(self.account)
+        if state.entitled > tip.collected and not state.is_frozen:
+            await self._author.write(Collect(cumulative=state.entitled))
+            self._log.info("collected", amount=state.entitled - tip.collected)
+
+    async def _release(self) -> None:
+        epoch = self._epoch()
+        for state in self._service.ledger.opens_of(self.account):
+            body = state.entry.body
+            if (
+                isinstance(body, Open)
+                and state.is_final
+                and not state.is_released
+                and epoch > body.expiry + self._service.genesis.grace_epochs
+            ):
+                await self._author.release(state.id, self.committed(state.id))
+
+    def _epoch(self) -> int:
+        return self._service.epoch(self._clock.now_s())
