@@ -1,4 +1,4 @@
-"""What the repository's text may not say: where it was made, what nobody will do, and where links lead nowhere."""
+"""What the text of the repository may not say: where it was made, what is left undone, links to nowhere."""
 
 from __future__ import annotations
 
