@@ -79,7 +79,7 @@ class Store(Protocol):
         ...
 
     async def get_blob(self, blob: BlobId) -> bytes | None:
-        """A blob's bytes, which do hash to its id; None where it is not held. One damaged on disk is dropped."""
+        """A blob's bytes, which do hash to its id, or None. One that was damaged on disk is dropped."""
         ...
 
     async def missing_blobs(self, blobs: Sequence[BlobId]) -> tuple[BlobId, ...]:

@@ -1,0 +1,136 @@
+"""Configuration: what is not known or not right is named, with what to write instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gossip_ledger.errors import LocalError
+from peer.config import (
+    QUANTIZATIONS,
+    Config,
+    GatewayConfig,
+    Home,
+    PeerConfig,
+    WitnessConfig,
+    WorkerConfig,
+    load_config,
+    parse_bind,
+    parse_config,
+    render_config,
+)
+
+ADDRESS = st.text(max_size=40).map(lambda tail: "/" + tail.replace("\0", ""))
+PRICES = st.integers(0, 10**15)
+CONFIGS = st.builds(
+    Config,
+    peer=st.builds(
+        PeerConfig,
+        listen=st.lists(ADDRESS, max_size=3).map(tuple),
+        bootstrap=st.lists(ADDRESS, max_size=3).map(tuple),
+    ),
+    gateway=st.builds(GatewayConfig, bind=st.sampled_from(["127.0.0.1:0", "[::1]:8480", "localhost:65535"])),
+    worker=st.builds(
+        WorkerConfig,
+        enabled=st.booleans(),
+        quantization=st.sampled_from(QUANTIZATIONS),
+        price_in=PRICES,
+        price_out=PRICES,
+        threads=st.integers(0, 1024),
+        max_slots=st.integers(1, 1024),
+        base=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=50),
+    ),
+    witness=st.builds(WitnessConfig, enabled=st.booleans()),
+)
+
+
+@given(CONFIGS)
+def test_what_is_rendered_is_read_back(config: Config) -> None:
+    assert parse_config(render_config(config)) == config
+
+
+def test_what_is_left_out_has_its_default() -> None:
+    assert parse_config("") == Config()
+    config = parse_config("[worker]\nenabled = true\nprice_out = 7\n")
+    assert config.worker == WorkerConfig(enabled=True, price_out=7)
+    assert config.peer == PeerConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "[worker]\nquantisation = 'nf4'",
+            r"unknown key worker\.quantisation; did you mean worker\.quantization\?",
+        ),
+        ("[worker]\nPRICE_IN = 4", r"unknown key worker\.PRICE_IN; did you mean worker\.price_in\?"),
+        ("[gateway]\nxyzzy = 1", r"unknown key gateway\.xyzzy; known are gateway\.bind"),
+        ("[workers]\nenabled = true", r"unknown section \[workers\]; did you mean \[worker\]\?"),
+        ("listen = []", r"unknown section \[listen\]"),
+        ("worker = 3", r"worker must be a section; write \[worker\]"),
+        ("[worker]\nenabled = 1", r"worker\.enabled must be true or false"),
+        ("[worker]\nprice_in = true", r"worker\.price_in must be an integer"),
+        ("[worker]\nprice_in = -1", r"worker\.price_in must be an integer from 0"),
+        ("[worker]\nprice_in = 1.0", r"worker\.price_in must be an integer"),
+        ("[worker]\nmax_slots = 0", r"worker\.max_slots must be an integer from 1"),
+        ("[worker]\nquantization = 'q4'", r"worker\.quantization must be one of bf16, nf4, int8, fp32"),
+        ("[worker]\nbase = 3", r"worker\.base must be text"),
+        ("[peer]\nlisten = '/ip4/0.0.0.0/tcp/1'", r"peer\.listen must be a list"),
+        ("[peer]\nlisten = ['0.0.0.0:1']", r"peer\.listen must be a list"),
+        ("[peer]\nbootstrap = [3]", r"peer\.bootstrap must be a list"),
+        ("[peer]\nbootstrap = [" + "'/a'," * 65 + "]", r"peer\.bootstrap must be a list of at most 64"),
+        ("[gateway]\nbind = '8480'", r"gateway\.bind must be host:port"),
+        ("[gateway]\nbind = 'x:99999'", r"gateway\.bind must be host:port"),
+        ("[gateway]\nbind = ':80'", r"gateway\.bind must be host:port"),
+        ("[worker", r"not valid TOML"),
+        ("[worker]\nenabled = true\nenabled = true", r"not valid TOML"),
+    ],
+)
+def test_wrong_configurations(text: str, expected: str) -> None:
+    with pytest.raises(LocalError, match=expected) as error:
+        parse_config(text, source="/home/x/config.toml")
+    assert str(error.value).startswith("/home/x/config.toml: ")
+    assert "\n" not in str(error.value)
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_a_configuration_or_a_local_error(text: str) -> None:
+    try:
+        parse_config(text)
+    except LocalError:
+        pass
+
+
+def test_files(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    assert load_config(home) == Config()
+    home.config.write_text("[gateway]\nbind = '127.0.0.1:0'\n")
+    assert load_config(home).gateway.bind == "127.0.0.1:0"
+    home.config.write_bytes(b"\xff\xfe")
+    with pytest.raises(LocalError, match="UTF-8"):
+        load_config(home)
+    home.config.write_bytes(b"#" * ((1 << 20) + 1))
+    with pytest.raises(LocalError, match="right file"):
+        load_config(home)
+    home.config.unlink()
+    home.config.mkdir()
+    with pytest.raises(LocalError, match="cannot read"):
+        load_config(home)
+
+
+def test_choosing_a_home(tmp_path: Path) -> None:
+    assert Home.choose(tmp_path, {"UPKEEP_HOME": "/elsewhere"}).path == tmp_path
+    assert Home.choose(None, {"UPKEEP_HOME": "/elsewhere"}).path == Path("/elsewhere")
+    assert Home.choose(None, {}).path == Path.home() / ".upkeep"
+    assert Home.choose(Path("relative"), {}).path == Path.cwd() / "relative"
+
+
+def test_binds() -> None:
+    assert parse_bind("127.0.0.1:80") == ("127.0.0.1", 80)
+    assert parse_bind("[::1]:0") == ("::1", 0)
+    for wrong in ("", ":", "host", "host:", "host:-1", "host:\u0663", "host:65536"):
+        with pytest.raises(ValueError, match="host:port"):
+            parse_bind(wrong)
