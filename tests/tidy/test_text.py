@@ -9,7 +9,7 @@ from tests.tidy.tree import PACKAGES, ROOT, modules, name_of, texts
 
 HERE = "tests/tidy/test_text.py"
 URL = re.compile(r"https?://([A-Za-z0-9.\-]+)")
-MACHINE_PATH = re.compile(r"(?<![\w.~/-])/(work|root|home|opt|Users|mnt)/[\w.]")
+MACHINE_PATH = re.compile(r"(?<![\w.~/-])/(work|root|opt|Users)/[\w.]")
 OPEN_END = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b(?!\([^)]{8,}\))")
 TICKET = re.compile(r"\b(issue|pull request|ticket|PR) #?\d+\b", re.IGNORECASE)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
