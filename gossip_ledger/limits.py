@@ -48,3 +48,21 @@ ALLOCATIONS_MAX: Final = 8192
 
 AHEAD_EPOCHS_MAX: Final = 2
 """Epochs that an entry may lie ahead of a witness' clock."""
+
+RECONCILE_BYTES_MAX: Final = 256 * 1024
+"""Largest message of a reconciliation."""
+
+RECONCILE_ROUNDS_MAX: Final = 32
+"""Most messages that one side answers in one reconciliation; what is left waits for the next one."""
+
+RECONCILE_ITEMS_MAX: Final = 8192
+"""Most ranges in one message of a reconciliation."""
+
+RECONCILE_SPLIT: Final = 16
+"""Parts that a range is split into where its digests differ: fewer bytes than 32 or 64."""
+
+RECONCILE_LIST_MAX: Final = 32
+"""A range of at most this many ids is listed rather than split."""
+
+RECONCILE_WANT_MAX: Final = 1 << 16
+"""Most missing ids that one reconciliation collects: 2 MiB."""
