@@ -59,10 +59,14 @@ class NodeKey:
     @staticmethod
     def create(home: Home, entropy: Entropy) -> NodeKey:
         """Draws a new key, writes it durably and locks it. Raises `LocalError` where one exists already."""
+        return NodeKey.install(home, entropy.token(SEED_BYTES))
+
+    @staticmethod
+    def install(home: Home, seed: bytes) -> NodeKey:
+        """The same with a seed drawn already: a restored key, or one that a genesis names."""
         make_folder(home.path)
         lock = _acquire(home.lock)
         try:
-            seed = entropy.token(SEED_BYTES)
             write_secret(home.key, seed.hex() + "\n")
         except BaseException:
             os.close(lock)

@@ -21,3 +21,12 @@ STORE_COMMIT_BYTES_MAX: Final = 64 << 20
 
 STORE_PAGE_ROWS: Final = 2_000
 """Records read from the store at a time."""
+
+TOKEN_BYTES: Final = 32
+"""Random bytes in a local key."""
+
+INVITE_FILE_BYTES_MAX: Final = 1 << 16
+"""Largest file with an invite."""
+
+INVITES_MAX: Final = 200
+"""Most invites made with a network; each is an allocation of the genesis that every invite carries."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -98,10 +99,8 @@ def test_wrong_configurations(text: str, expected: str) -> None:
 
 @given(st.text(max_size=200))
 def test_any_text_is_a_configuration_or_a_local_error(text: str) -> None:
-    try:
+    with contextlib.suppress(LocalError):
         parse_config(text)
-    except LocalError:
-        pass
 
 
 def test_files(tmp_path: Path) -> None:

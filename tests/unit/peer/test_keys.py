@@ -77,7 +77,8 @@ def test_no_key(home: Home) -> None:
 def test_one_key_one_process(home: Home) -> None:
     with NodeKey.create(home, entropy()):
         program = (
-            "import sys; from pathlib import Path; from peer.keys import NodeKey; from peer.config import Home\n"
+            "import sys; from pathlib import Path\n"
+            "from peer.keys import NodeKey; from peer.config import Home\n"
             "from gossip_ledger.errors import LocalError\n"
             "try: NodeKey.load(Home(Path(sys.argv[1])))\n"
             "except LocalError as error: print(error); sys.exit(7)\n"
@@ -137,7 +138,7 @@ def test_a_key_that_is_a_link_or_a_folder(home: Home, tmp_path: Path) -> None:
         NodeKey.load(home)
     home.key.unlink()
     home.key.mkdir()
-    with pytest.raises(LocalError, match="not a plain file|cannot read"):
+    with pytest.raises(LocalError, match=r"not a plain file|cannot read"):
         NodeKey.load(home)
 
 

@@ -257,7 +257,7 @@ async def test_an_input_output_error_closes_the_store_to_everything(path: Path) 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
     try:
-        with pytest.raises(LocalError, match="check the disk|is full"):
+        with pytest.raises(LocalError, match=r"check the disk|is full"):
             await store.append_records([row(2, b"x" * 1_000_000)])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -295,7 +295,7 @@ def test_a_read_only_file(path: Path) -> None:
 
 def test_a_file_that_is_no_database(path: Path) -> None:
     path.write_bytes(b"not a database, but a long enough text" * 100)
-    with pytest.raises(LocalError, match="is damaged .* move it away"):
+    with pytest.raises(LocalError, match=r"is damaged .* move it away"):
         open_store(path)
 
 
