@@ -55,6 +55,9 @@ ADAPTERS_RESIDENT_BYTES: Final = 512 << 20
 ACTIVE_RANK_MAX: Final = 512
 """Most adapter rows (sum of ranks) in one batch."""
 
+RESIDENT_NAMED_MAX: Final = 64
+"""Most resident adapters that one `Stats` names."""
+
 SLOTS_MAX: Final = 256
 """Most sequences in one batch."""
 
