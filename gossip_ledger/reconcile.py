@@ -12,7 +12,8 @@ salted SHA-256 over the sorted ids rather than a sum of them, which an author of
 set is frozen when a side begins, so its own ids are the context and no range has to be remembered.
 
 A hostile peer can make us answer `RECONCILE_ROUNDS_MAX` messages of `RECONCILE_BYTES_MAX`, each with one pass
-over our ids, and remember `RECONCILE_WANT_MAX` ids that may not exist. It can hide its own records, never ours.
+over our ids, and remember `RECONCILE_WANT_MAX` ids that may not exist. It can hide its own records,
+never ours.
 """
 
 from __future__ import annotations
