@@ -83,13 +83,6 @@ def test_four_witnesses_and_vesting(tmp_path: Path) -> None:
     team = read_account(created.vesting[0])
     vested = [genesis.vested(team, epoch) // MICRO for epoch in (0, 1, 2, 5, 10, 99)]
     assert vested == [0, 0, 20, 50, 100, 100]
-        0,
-        0,
-        20,
-        50,
-        100,
-        100,
-    ]
     ports = [load_config(home).peer.listen[0].rsplit("/", 1)[1] for home in created.witnesses]
     assert ports == ["8479", "8480", "8481", "8482"]
 
