@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 
-from tests.tidy.tree import PACKAGES, PURE, dotted, modules, name_of, python_files, texts
+from tests.tidy.tree import PACKAGES, PURE, dotted, expect_none, modules, name_of, python_files, texts
 
 MODULE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 60
@@ -53,22 +53,21 @@ def _length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 def test_modules_stay_small() -> None:
     long = {name_of(path): texts()[path].count("\n") for path in python_files()}
-    assert {name: lines for name, lines in long.items() if lines > MODULE_LINES_MAX} == {}
+    expect_none(f"{name}: {lines} lines" for name, lines in long.items() if lines > MODULE_LINES_MAX)
 
 
 def test_functions_stay_small() -> None:
-    long = {
-        f"{name_of(path)}: {function.name}": _length(function)
+    expect_none(
+        f"{name_of(path)}: {function.name} has {_length(function)} lines"
         for path, tree in python_files().items()
         for function in _functions(tree)
         if _length(function) > FUNCTION_LINES_MAX
-    }
-    assert long == {}
+    )
 
 
 def test_every_module_says_what_it_is() -> None:
     silent = [name_of(path) for path, tree in python_files().items() if not ast.get_docstring(tree)]
-    assert silent == []
+    expect_none(silent)
 
 
 def test_package_files_hold_a_docstring_and_re_export_nothing() -> None:
@@ -77,16 +76,16 @@ def test_package_files_hold_a_docstring_and_re_export_nothing() -> None:
         for path, tree in modules(*PACKAGES)
         if path.name == "__init__.py" and (len(tree.body) != 1 or not ast.get_docstring(tree))
     ]
-    assert busy == []
+    expect_none(busy)
 
 
 def test_annotations_are_never_evaluated() -> None:
     future = "from __future__ import annotations"
-    assert [
+    expect_none(
         name_of(path)
         for path, _ in modules(*PACKAGES)
         if path.name != "__init__.py" and future not in texts()[path]
-    ] == []
+    )
 
 
 def test_clocks_and_chance_are_handed_in() -> None:
@@ -97,7 +96,7 @@ def test_clocks_and_chance_are_handed_in() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and dotted(node).removeprefix("datetime.") in CLOCKS | CHANCE
     ]
-    assert found == []
+    expect_none(found)
 
 
 def test_clocks_and_chance_are_not_imported_by_name() -> None:
@@ -111,17 +110,17 @@ def test_clocks_and_chance_are_not_imported_by_name() -> None:
         for alias in node.names
         if alias.name in banned or node.module in {"secrets", "uuid"}
     ]
-    assert found == []
+    expect_none(found)
 
 
 def test_nothing_pure_awaits() -> None:
     waiting = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith)
-    assert [
+    expect_none(
         f"{name_of(path)}:{node.lineno}"
         for path, tree in modules(*PURE)
         for node in ast.walk(tree)
         if isinstance(node, waiting)
-    ] == []
+    )
 
 
 def test_the_ledger_and_attribution_compute_without_fractions() -> None:
@@ -134,7 +133,7 @@ def test_the_ledger_and_attribution_compute_without_fractions() -> None:
         or (isinstance(node, ast.BinOp | ast.AugAssign) and isinstance(node.op, ast.Div))
         or (isinstance(node, ast.Call) and dotted(node.func) == "float")
     ]
-    assert found == []
+    expect_none(found)
 
 
 def test_values_of_the_pure_core_are_frozen() -> None:
@@ -151,7 +150,7 @@ def test_values_of_the_pure_core_are_frozen() -> None:
                 given = {word.arg for word in keywords if getattr(word.value, "value", None) is True}
                 if "frozen" not in given:
                     loose.append(f"{name_of(path)}: {node.name}")
-    assert loose == []
+    expect_none(loose)
 
 
 def test_no_mutable_state_at_module_level() -> None:
@@ -168,7 +167,7 @@ def test_no_mutable_state_at_module_level() -> None:
             if made or isinstance(node.value, mutable):
                 names = [dotted(target) for target in targets]
                 found += [f"{name_of(path)}: {name}" for name in names if name != name.upper()]
-    assert found == []
+    expect_none(found)
 
 
 def test_every_bound_is_documented_and_used() -> None:
@@ -186,16 +185,16 @@ def test_every_bound_is_documented_and_used() -> None:
                 wrong.append(f"{name_of(path)}: {name} does not say what it bounds, and in which unit")
             if sum(len(re.findall(rf"\b{name}\b", source)) for source in sources) < 2:
                 wrong.append(f"{name_of(path)}: {name} bounds nothing")
-    assert wrong == []
+    expect_none(wrong)
 
 
 def test_suppressions_name_what_they_suppress() -> None:
     bare = re.compile(r"#\s*(noqa(?!: ?[A-Z]+\d+)|type: ignore(?!\[)|pyright: ignore(?!\[))")
     this = "tests/tidy/test_code.py"
-    assert [
+    expect_none(
         f"{name_of(path)}:{number}"
         for path in python_files()
         if name_of(path) != this
         for number, line in enumerate(texts()[path].splitlines(), 1)
         if bare.search(line)
-    ] == []
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tests.tidy.tree import PACKAGES, ROOT, modules, name_of, texts
+from tests.tidy.tree import PACKAGES, ROOT, expect_none, modules, name_of, texts
 
 HERE = "tests/tidy/test_text.py"
 URL = re.compile(r"https?://([A-Za-z0-9.\-]+)")
@@ -39,16 +39,16 @@ def _lines(pattern: re.Pattern[str]) -> list[str]:
 
 
 def test_no_path_of_one_machine() -> None:
-    assert _lines(MACHINE_PATH) == []
+    expect_none(_lines(MACHINE_PATH))
 
 
 def test_no_open_ends_without_a_reason() -> None:
-    assert _lines(OPEN_END) == []
+    expect_none(_lines(OPEN_END))
 
 
 def test_no_ticket_numbers() -> None:
     """A reader of the code cannot follow them; say the reason instead."""
-    assert _lines(TICKET) == []
+    expect_none(_lines(TICKET))
 
 
 def test_only_known_hosts_are_named() -> None:
@@ -59,7 +59,7 @@ def test_only_known_hosts_are_named() -> None:
         for host in URL.findall(text):
             if host not in HOSTS and not f".{host}".endswith(RESERVED):
                 strange.append(f"{name_of(path)}: {host}")
-    assert strange == []
+    expect_none(strange)
 
 
 def _pages() -> dict[Path, str]:
@@ -73,7 +73,7 @@ def test_links_between_pages_lead_somewhere() -> None:
             name = target.split("#", 1)[0]
             if name and "://" not in name and not (path.parent / name).exists():
                 broken.append(f"{name_of(path)}: {target}")
-    assert broken == []
+    expect_none(broken)
 
 
 def test_pages_name_only_files_that_exist() -> None:
@@ -85,14 +85,14 @@ def test_pages_name_only_files_that_exist() -> None:
         for name in promise.findall(text)
         if not (ROOT / name).exists()
     ]
-    assert missing == []
+    expect_none(missing)
 
 
 def test_the_architecture_names_every_module_and_stays_short() -> None:
     page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     assert page.count("\n") < ARCHITECTURE_LINES_MAX
     names = [name_of(path) for path, _ in modules(*PACKAGES) if path.name != "__init__.py"]
-    assert [name for name in names if f"`{name}`" not in page] == []
+    expect_none(name for name in names if f"`{name}`" not in page)
 
 
 def test_decisions_are_complete_and_listed() -> None:
@@ -103,5 +103,5 @@ def test_decisions_are_complete_and_listed() -> None:
     for number, path in enumerate(decisions, 1):
         text = path.read_text(encoding="utf-8")
         assert path.name.startswith(f"{number:04}-"), path.name
-        assert [heading for heading in ADR_HEADINGS if heading not in text] == [], path.name
+        expect_none(f"{name_of(path)}: lacks {heading}" for heading in ADR_HEADINGS if heading not in text)
         assert f"({path.name})" in index, path.name

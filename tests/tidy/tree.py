@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import ast
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("attribution", "gossip_ledger", "gpu_worker", "p2p", "peer")
 PURE = ("attribution", "gossip_ledger", "p2p/protocols")
 PYTHON_SCRIPT = b"#!/usr/bin/env python3"
+
+
+def expect_none(offences: Iterable[str]) -> None:
+    """Fails with one line for each offence."""
+    lines = list(offences)
+    if lines:
+        pytest.fail("\n".join([f"{len(lines)} to mend:", *lines]), pytrace=False)
 
 
 def name_of(path: Path) -> str:
