@@ -30,3 +30,51 @@ INVITE_FILE_BYTES_MAX: Final = 1 << 16
 
 INVITES_MAX: Final = 200
 """Most invites made with a network; each is an allocation of the genesis that every invite carries."""
+
+BODY_BYTES_MAX: Final = 1 << 20
+"""Largest body of a request to the gateway."""
+
+BODY_S_MAX: Final = 30
+"""Seconds within which a body must have arrived."""
+
+SEND_S_MAX: Final = 30
+"""Seconds a client may take to read one piece of an answer before it counts as gone."""
+
+ASKS_MAX: Final = 64
+"""Questions that the gateway works on at the same time; more are told to come back."""
+
+ASK_TOKENS_MAX: Final = 1 << 20
+"""Largest number of tokens that a question may ask for; the model's context is smaller."""
+
+MESSAGES_MAX: Final = 1024
+"""Most messages in a chat."""
+
+TEXT_PARTS_MAX: Final = 64
+"""Most parts of one message."""
+
+STOPS_MAX: Final = 4
+"""Most stop strings."""
+
+STOP_CHARACTERS_MAX: Final = 256
+"""Longest stop string."""
+
+RECEIPTS_SHOWN_MAX: Final = 1000
+"""Most receipts in one reply."""
+
+TICKETS_MAX: Final = 32
+"""Most unused tickets for the page."""
+
+TICKET_S: Final = 12 * 3600
+"""Seconds for which a ticket for the page can be used."""
+
+SESSION_S: Final = 30 * 86_400
+"""Seconds for which a session of the page lasts."""
+
+GATEWAY_RESTARTS_MAX: Final = 100
+"""How often the HTTP server is started again before the node gives up on it."""
+
+GATEWAY_STALL_MS: Final = 30_000
+"""Milliseconds after which a connection whose other end takes nothing is cut."""
+
+RUN_FILE_BYTES_MAX: Final = 4096
+"""Largest run.json."""
