@@ -78,3 +78,9 @@ GATEWAY_STALL_MS: Final = 30_000
 
 RUN_FILE_BYTES_MAX: Final = 4096
 """Largest run.json."""
+
+DATANET_JSON_BYTES_MAX: Final = 8 << 20
+"""Largest `datanet.json`."""
+
+SHARD_BYTES_MAX: Final = 64 << 20
+"""Largest file of documents of one shard."""
