@@ -184,7 +184,7 @@ class AskResponse:
         accounts: Chunk = {"usage": _usage(answer), "upkeep": answer}
         if not self._has_usage:
             return [self._chunk(None, accounts, finish=finish)]
-        last = self._head | {"object": self._shape.piece, "choices": []} | accounts
+        last: Chunk = {**self._head, "object": self._shape.piece, "choices": list[Chunk](), **accounts}
         return [self._chunk(None, finish=finish), last]
 
     def _chunk(self, text: str | None, more: Chunk | None = None, *, finish: str | None = None) -> Chunk:

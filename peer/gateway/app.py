@@ -343,7 +343,7 @@ async def _on_bug(request: Request, error: Exception) -> Response:
 
 
 def _load_page() -> tuple[str, str]:
-    """The page and the policy that lets exactly its own script and style run, and only our own address be called."""
+    """The page, and the policy that runs only its own script and style and calls only this gateway."""
     page = (resources.files("peer.gateway") / "page.html").read_text(encoding="utf-8")
 
     def hashes(tag: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NoReturn, TypeVar, cast, final
 
 import trio
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from peer.api import AskOptions, Message, PublishRequest
 from peer.gateway.replies import BodyError, FieldError
@@ -60,14 +60,16 @@ async def read_json(request: Request) -> dict[str, object]:
         raise BodyError(415, "unsupported_media_type", "send JSON with content-type application/json")
     data = bytearray()
     with trio.move_on_after(BODY_S_MAX) as patience:
-        try:
-            async for chunk in request.stream():
-                data += chunk
-                if len(data) > BODY_BYTES_MAX:
-                    message = f"the body exceeds {BODY_BYTES_MAX} bytes; shorten it"
-                    raise BodyError(413, "body_too_large", message)
-        except ClientDisconnect as error:
-            raise BodyError(400, "body_incomplete", "the body did not arrive as a whole") from error
+        has_more = True
+        while has_more:
+            piece = await request.receive()
+            if piece["type"] != "http.request":
+                raise BodyError(400, "body_incomplete", "the body did not arrive as a whole")
+            data += piece.get("body", b"")
+            has_more = piece.get("more_body", False)
+            if len(data) > BODY_BYTES_MAX:
+                message = f"the body exceeds {BODY_BYTES_MAX} bytes; shorten it"
+                raise BodyError(413, "body_too_large", message)
     if patience.cancelled_caught:
         raise BodyError(408, "body_too_slow", f"the body did not arrive within {BODY_S_MAX} seconds")
     return parse_object(bytes(data))

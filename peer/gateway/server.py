@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import socket
-from typing import Final
+from typing import Any, Final, cast
 
 import structlog
 import trio
 from hypercorn.config import Config
-from hypercorn.trio import serve
+from hypercorn.trio import serve  # pyright: ignore[reportUnknownVariableType]
 from starlette.applications import Starlette
 
 from gossip_ledger.errors import LocalError
@@ -80,7 +80,7 @@ async def serve_gateway(
             config.errorlog = logging.getLogger("upkeep.gateway.server")
             config.accesslog = None
             try:
-                await serve(app, config, mode="asgi")
+                await serve(cast("Any", app), config, mode="asgi")
             except Exception:
                 log.exception("gateway_restarts")
             await trio.sleep(RESTART_S)
