@@ -66,3 +66,9 @@ RECONCILE_LIST_MAX: Final = 32
 
 RECONCILE_WANT_MAX: Final = 1 << 16
 """Most missing ids that one reconciliation collects: 2 MiB."""
+
+UNCERTIFIED_RECEIPTS_MAX: Final = 1024
+"""Most receipts kept per worker that no quorum has acked yet."""
+
+UNCERTIFIED_RELEASES_MAX: Final = 64
+"""Most releases kept per author that no quorum has acked yet."""

@@ -6,7 +6,9 @@ id. What a record may say in view of others is in `soundness.py`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NewType, final
 
 from gossip_ledger.codec import Schema, Table, many, nested, octets, one_of, text, uint
@@ -240,9 +242,12 @@ class File:
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A model's terms and contents. Unsigned: its id is its authority."""
+    """A model's terms and contents. Unsigned: its id is its authority.
+
+    No slots: the two tables that every receipt is read with are made once and kept.
+    """
 
     creator: AccountId
     name: str
@@ -271,6 +276,16 @@ class Manifest:
             raise ValueError("a data share needs a positive prior")
         if self.kind not in ("base", "adapter"):
             raise ValueError("kind must be base or adapter")
+
+    @cached_property
+    def owners(self) -> Mapping[ClusterId, AccountId]:
+        """Who is paid for each cluster."""
+        return {cluster.name: cluster.owner for cluster in self.clusters}
+
+    @cached_property
+    def priors(self) -> Mapping[ClusterId, int]:
+        """The weight of each cluster where an answer shows no signal."""
+        return {cluster.name: cluster.prior for cluster in self.clusters}
 
 
 _account = octets(32)
