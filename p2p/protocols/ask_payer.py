@@ -120,6 +120,8 @@ def _take_message(session: PayerSession, message: WorkerMessage) -> Step:
         case Quoted(quote=quote):
             return replace(session, phase=Phase.QUOTED), (QuoteArrived(quote=quote),)
         case Refused(code=code, reason=reason, retry_after_ms=retry):
+            if session.output:
+                raise ProtocolError("a refusal after tokens")
             refusal = Finish(reason="refused", code=code, detail=reason, retry_after_ms=retry)
             return replace(session, phase=Phase.DONE), (refusal,)
         case Accepted():

@@ -23,7 +23,7 @@ lost or breaks the protocol: then `Abort` follows it and nobody waits for `Recei
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import assert_never
+from typing import Final, assert_never
 
 from gossip_ledger.errors import RemoteError
 from gossip_ledger.records import SIGNED_RECORDS, Receipt, Signed
@@ -80,6 +80,8 @@ from p2p.protocols.limits import (
 )
 from p2p.protocols.session import Lost, Send, Timeout
 
+_DELIVERING: Final = (Phase.SERVING, Phase.DRAINING)
+
 
 def step(session: WorkerSession, event: Event, now_ms: int) -> Step:
     """What follows from one event at the monotonic time `now_ms`. Raises nothing; see `session.py`."""
@@ -107,22 +109,19 @@ def step(session: WorkerSession, event: Event, now_ms: int) -> Step:
 
 
 def _with_deadline(before: WorkerSession, after: WorkerSession, event: Event, now_ms: int) -> WorkerSession:
-    """While SERVING is blocked the time runs against the payer, else against the engine."""
+    """While blocked the time runs against the payer, and only a bill renews it; else against the engine."""
     if after.is_over:
         return replace(after, deadline_ms=None)
     is_same = before.phase is after.phase
+    was_blocked = before.phase in _DELIVERING and before.is_blocked
+    if after.phase in _DELIVERING and after.is_blocked:
+        is_late_already = was_blocked and after.billed == before.billed
+        return after if is_late_already else replace(after, deadline_ms=now_ms + BILL_MS)
     if after.phase is Phase.SERVING:
-        was_blocked = is_same and before.is_blocked
-        if after.is_blocked:
-            is_waiting_on = was_blocked and after.billed == before.billed
-            return after if is_waiting_on else replace(after, deadline_ms=now_ms + BILL_MS)
         if is_same and not was_blocked and not isinstance(event, Produced):
             return after
         return replace(after, deadline_ms=now_ms + (TOKEN_MS if after.output else FIRST_TOKEN_MS))
-    is_progress = after.phase is Phase.DRAINING and after.billed > before.billed
-    if is_same and not is_progress:
-        return after
-    return replace(after, deadline_ms=now_ms + WAITS_MS[after.phase])
+    return after if is_same else replace(after, deadline_ms=now_ms + WAITS_MS[after.phase])
 
 
 def _take_message(session: WorkerSession, message: PayerMessage) -> Step:

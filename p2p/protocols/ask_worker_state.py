@@ -326,8 +326,7 @@ WAITS_MS: Final = {
     Phase.QUOTING: QUOTE_MS,
     Phase.QUOTED: QUOTED_MS,
     Phase.ADMITTING: ADMIT_MS,
-    Phase.DRAINING: BILL_MS,
     Phase.CLOSING: BILL_MS,
     Phase.SETTLING: SETTLE_MS,
 }
-"""How long each phase waits, milliseconds. SERVING waits for the payer or for the engine."""
+"""How long each phase waits, milliseconds. SERVING and DRAINING wait for payer or engine."""
