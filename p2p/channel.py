@@ -102,7 +102,7 @@ class FrameChannel:
 async def close_stream(stream: Stream) -> None:
     """Ends our side, waits at most `CLOSE_LINGER_S` for the other to end its own, then drops the stream.
 
-    What the peer still sends is thrown away. Raises nothing of its own; cancelled, it drops the stream at once.
+    What the peer still sends is thrown away. Raises nothing of its own. Cancelled, it drops the stream now.
     """
     try:
         with trio.move_on_after(CLOSE_LINGER_S):

@@ -33,6 +33,9 @@ WRITE_STALL_S: Final = 10.0
 CLOSE_LINGER_S: Final = 2.0
 """How long a finished stream waits for the other side to finish too, before it is reset."""
 
+PENDING_ANSWERS_MAX: Final = 64
+"""Acknowledgements and pongs of one connection waiting to be written; beyond it reading waits too."""
+
 INBOUND_STREAMS_MAX: Final = 64
 """Streams that one peer may have open towards us; more are reset."""
 
@@ -47,17 +50,35 @@ OPEN_TIMEOUT_S: Final = 5.0
 LINKS_MAX: Final = 64
 """Live links of a node, both directions."""
 
-OUTBOUND_LINKS_MIN: Final = 3
-"""Outbound links a node tries to keep."""
+INBOUND_CONNECTIONS_MAX: Final = 56
+"""Inbound connections, handshakes under way included; the rest of `LINKS_MAX` is kept for our own dials."""
 
-OUTBOUND_LINKS_MAX: Final = 4
-"""Outbound links beyond which a node does not dial by itself."""
+CONNECTIONS_PER_PEER_MAX: Final = 2
+"""Connections with one peer: two only while both sides dial at once or one comes back."""
 
-INBOUND_LINKS_MAX: Final = 32
-"""Inbound links kept; the newest beyond it are dropped."""
-
-CONNECTIONS_PER_IP_MAX: Final = 16
+CONNECTIONS_PER_ADDRESS_MAX: Final = 16
 """Inbound connections from one IP address, handshakes under way included. Loopback is not limited."""
+
+HANDSHAKE_TIMEOUT_S: Final = 5.0
+"""An inbound connection that is not encrypted, authenticated and multiplexed by then is dropped."""
+
+FAULTS_MAX: Final = 16
+"""Broken frames of a connected peer after which its link is dropped."""
+
+PING_INTERVAL_S: Final = 4.0
+"""How often a connection asks its other end for a sign of life."""
+
+SILENCE_MAX_S: Final = 10.0
+"""A connection on which nothing at all arrives for this long is dropped."""
+
+SHUTDOWN_TIMEOUT_S: Final = 5.0
+"""An orderly goodbye takes at most this long."""
+
+RESTART_DELAY_S_MIN: Final = 0.2
+"""Wait before the network layer is rebuilt after an unknown error."""
+
+RESTART_DELAY_S_MAX: Final = 30.0
+"""The wait doubles up to this while errors repeat."""
 
 # Gossip
 
@@ -70,5 +91,14 @@ GOSSIP_ENVELOPE_BYTES_MAX: Final = 4 << 10
 SUBSCRIPTION_FRAMES_MAX: Final = 1024
 """Frames waiting for one subscriber; the oldest are dropped and counted."""
 
+OUTBOUND_FRAMES_MAX: Final = 1024
+"""Frames waiting to be sent to one neighbour; the newest are dropped."""
+
 SEEN_FRAMES_MAX: Final = 65_536
 """Frame ids remembered to tell repeats."""
+
+FORWARDER_FRAMES_PER_S: Final = 100
+"""Frames a neighbour may hand us per second in the long run, before any is verified."""
+
+FORWARDER_FRAMES_BURST: Final = 1024
+"""Frames a neighbour may hand us at once."""
