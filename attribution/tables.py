@@ -118,8 +118,8 @@ def build_tables(texts: Sequence[Iterable[bytes]]) -> TableFile:
     owners = np.repeat(np.arange(len(held), dtype=np.int64), [len(own) for own in held])
     order = np.lexsort((owners, keys))
     keys, owners = keys[order], owners[order]
-    starts = np.flatnonzero(np.concatenate([np.ones(min(1, len(keys)), dtype=bool), keys[1:] != keys[:-1]]))
-    ends = np.append(starts[1:], len(keys))
+    starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))[: len(keys)]
+    ends = np.append(starts, len(keys))[1:]
     sets: dict[tuple[int, ...], list[int]] = {}
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         if end - start < len(held) and end - start <= POSTING_CLUSTERS_MAX:

@@ -212,6 +212,7 @@ def train(
     out: Path,
     progress: Progress,
     checkpoint_every: int = 20,
+    device: str = "cpu",
 ) -> Trained:
     """Trains, measures and writes the adapter into `out`, atomically at the end; resumes a run that was cut
     off.
@@ -222,7 +223,9 @@ def train(
     held = tokenize(base, held_out, recipe.tokens_max)
     if not examples:
         raise LocalError("nothing to train on: no document has an answer that fits; raise the token limit")
-    model = build_model(base, recipe)
+    if not held:
+        raise LocalError("nothing to measure with: hold out some documents")
+    model = build_model(base, recipe).to(device)
     run = _Run(model, recipe, out / CHECKPOINT_NAME, _fingerprint(base, documents, held_out, recipe))
     run.resume()
     with model.disable_adapter():
