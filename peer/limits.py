@@ -84,3 +84,9 @@ DATANET_JSON_BYTES_MAX: Final = 8 << 20
 
 SHARD_BYTES_MAX: Final = 64 << 20
 """Largest file of documents of one shard."""
+
+LOG_FILE_BYTES_MAX: Final = 8 << 20
+"""Size at which a log file is set aside."""
+
+LOG_FILES_MAX: Final = 4
+"""Most log files kept."""
