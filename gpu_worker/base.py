@@ -55,11 +55,11 @@ def cache_folder() -> Path:
 
 
 def find_base(name: str, cache: Path, progress: Progress = quiet) -> Path:
-    """The folder of base `name`: a path of a Hugging Face folder, or the default base by its name.
+    """The folder of base `name`: a path of a Hugging Face folder, or the default base (its name, or "").
 
     Raises `LocalError` where there is no such folder or the fetch fails.
     """
-    if name == DEFAULT_NAME:
+    if name in ("", DEFAULT_NAME):
         return default_base(cache, progress)
     folder = Path(name).expanduser()
     if not (folder / "config.json").is_file():

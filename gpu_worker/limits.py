@@ -71,7 +71,10 @@ WAITING_TOKENS_MAX: Final = 65_536
 """Most tokens (prompt and answer) that wait for a slot."""
 
 PREFILL_CHUNK_TOKENS: Final = 128
-"""Prompt tokens computed in one step; the wait that one prompt imposes on running answers."""
+"""Prompt tokens computed in one step while nothing is being answered."""
+
+PREFILL_BUSY_TOKENS: Final = 64
+"""Prompt tokens computed in one step beside running answers: the wait that a prompt imposes on them."""
 
 ATTENTION_ALIGN: Final = 64
 """Keys of a batch are read in multiples of this, so that neighbours do not change how a row is summed."""
