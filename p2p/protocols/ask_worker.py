@@ -153,8 +153,11 @@ def _take_command(session: WorkerSession, command: Command) -> Step:
             return _accept(session, command)
         case Produced(ids=ids):
             return _take_produced(session, ids)
-        case EngineDone(reason=reason):
+        case EngineDone(reason="stop" | "length" as reason):
             return _take_ending(session, Done(reason=reason, tokens_in=0, tokens_out=0))
+        case EngineDone(reason=reason):
+            failed = Failed(code=ENGINE, reason=f"the engine gave up: {reason}", tokens_in=0, tokens_out=0)
+            return _take_ending(session, failed)
         case EngineFailed(code=code, reason=reason):
             return _take_ending(session, Failed(code=code, reason=reason, tokens_in=0, tokens_out=0))
         case ReceiptReady(signed=signed):

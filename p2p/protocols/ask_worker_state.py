@@ -104,7 +104,7 @@ class EngineDone:
     """From the engine: no more tokens."""
 
     reason: str
-    """`stop` or `length`."""
+    """`stop` or `length`; anything else is told to the payer as a failure."""
 
 
 @final

@@ -229,6 +229,13 @@ def test_a_failing_engine_is_reported_after_its_last_tokens() -> None:
     )
 
 
+def test_an_engine_that_stops_by_itself_has_failed() -> None:
+    """Only the payer cancels: it would refuse `cancelled` for an answer."""
+    _, effects = run(serving(), EngineDone(reason="cancelled"))
+    failed = Failed(code=ENGINE, reason="the engine gave up: cancelled", tokens_in=3, tokens_out=0)
+    assert effects[0] == Send(message=failed)
+
+
 def test_an_answer_without_tokens_is_free() -> None:
     session, effects = run(serving(), EngineDone(reason="stop"))
     assert session.phase is Phase.DONE

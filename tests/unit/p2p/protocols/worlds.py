@@ -175,6 +175,26 @@ class PayerWatch:
 
 
 @dataclass(frozen=True)
+class SessionWatch:
+    """What every session owes its caller: one last effect, and it is the last."""
+
+    ends: tuple[type, ...]
+    is_ended: bool = False
+
+    def after(self, event: object, effects: Iterable[object]) -> SessionWatch:
+        """The account after one step."""
+        watch = self
+        for effect in effects:
+            assert not watch.is_ended, "nothing comes after the last effect"
+            watch = replace(watch, is_ended=isinstance(effect, self.ends))
+        return watch
+
+    def check(self, session: Any) -> None:
+        """What must hold between two steps."""
+        assert self.is_ended == session.is_over, "the last effect ends the session"
+
+
+@dataclass(frozen=True)
 class Moment:
     """A session, the time, and what its watcher has seen."""
 
