@@ -299,6 +299,10 @@ class Ledger:
         """Receipts that an account paid for, served, or has a part in other than the network's."""
         return listing.receipts_of(account, self._index, self._finality, self.genesis)
 
+    def receipts_under(self, open_id: RecordId) -> Receipts:
+        """The receipts held under one open, final and pending, by number."""
+        return listing.receipts_under(open_id, self._index)
+
     def publishes(self) -> tuple[Publication, ...]:
         """Publish entries, final or on their author's longest sound chain; by author, in chain order."""
         authors = {author_of(self._index.record(key)) for key in self._finality.unfinished}
