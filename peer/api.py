@@ -229,6 +229,10 @@ class NodeApi(Protocol):
         """The newest receipts in which the account has a part."""
         ...
 
+    async def confirm(self, receipt_id: str) -> Json:
+        """Recomputes a receipt's weights from its evidence, here and now, fetching it where needed."""
+        ...
+
     def payouts(self) -> Json:
         """What every account earned from final receipts, and the funds; sums to the fees."""
         ...

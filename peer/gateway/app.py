@@ -111,11 +111,13 @@ class _Gateway:
             get("/api/peers", self.peers),
             get("/api/workers", self.workers),
             get("/api/models", self.models),
+            get("/api/answers/{answer}", self.answer),
             get("/api/ledger/balance", self.balance),
             get("/api/ledger/receipts", self.receipts),
             get("/api/ledger/payouts", self.payouts),
             get("/api/ledger/root", self.root),
             get("/api/ledger/explain", self.explain),
+            get("/api/ledger/confirm", self.confirm),
             post("/api/quote", self.quote),
             post("/api/publish", self.publish),
             post("/api/send", self.send),
@@ -191,6 +193,9 @@ class _Gateway:
         del request
         return JSONResponse({"models": self._node.models()})
 
+    async def answer(self, request: Request) -> Response:
+        return JSONResponse(self._node.answer(request.path_params["answer"]))
+
     async def balance(self, request: Request) -> Response:
         query = _query(request)
         account = query.take("account", bodies.text(64, minimum=1), None)
@@ -217,6 +222,12 @@ class _Gateway:
         subject = query.need("subject", bodies.text(256, minimum=1))
         query.end()
         return JSONResponse(self._node.explain(subject))
+
+    async def confirm(self, request: Request) -> Response:
+        query = _query(request)
+        receipt = query.need("receipt", bodies.text(64, minimum=1))
+        query.end()
+        return JSONResponse(await self._node.confirm(receipt))
 
     async def quote(self, request: Request) -> Response:
         fields = Fields(await read_json(request))

@@ -7,9 +7,7 @@ server itself fail, it is started again on the same socket: the node outlives it
 from __future__ import annotations
 
 import logging
-import os
 import socket
-from collections.abc import Callable
 from typing import Any, Final, cast
 
 import structlog
@@ -19,15 +17,9 @@ from hypercorn.trio import serve  # pyright: ignore[reportUnknownVariableType]
 from starlette.applications import Starlette
 
 from gossip_ledger.errors import LocalError
-from peer.api import NodeApi
-from peer.capabilities import Clock, Entropy
-from peer.config import Home, parse_bind
-from peer.gateway.app import make_app
+from peer.config import parse_bind
 from peer.gateway.guard import LOOPBACK_HOSTS
 from peer.limits import GATEWAY_RESTARTS_MAX, GATEWAY_STALL_MS
-from peer.networks import read_api_token
-from peer.run_file import RunFile, remove_run_file, write_run_file
-from peer.version import VERSION
 
 BACKLOG: Final = 100
 RESTART_S: Final = 0.2
@@ -70,39 +62,6 @@ def base_url(listener: socket.socket) -> str:
     if host in ("0.0.0.0", "::"):
         host = "127.0.0.1"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-async def run_gateway(
-    node: NodeApi,
-    home: Home,
-    bind: str,
-    *,
-    clock: Clock,
-    entropy: Entropy,
-    stop: Callable[[], None],
-    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """A home's whole gateway, until cancelled: local key, socket, application, run file.
-
-    Reports its URL once it can be called. Raises `LocalError` where the key or the address cannot be had.
-    """
-    token = read_api_token(home, entropy)
-    listener = open_socket(bind)
-    app = make_app(
-        node,
-        token=token,
-        allowed_hosts=allowed_hosts(bind),
-        version=VERSION,
-        clock=clock,
-        entropy=entropy,
-        stop=stop,
-    )
-    with listener:
-        write_run_file(home, RunFile(pid=os.getpid(), gateway=base_url(listener)))
-        try:
-            await serve_gateway(app, listener, task_status=task_status)
-        finally:
-            remove_run_file(home, os.getpid())
 
 
 async def serve_gateway(

@@ -142,6 +142,15 @@ class FakeNode:
                 await self.waits.wait()
         yield Finished(answer=answer_of("".join(self.texts), options.model))
 
+    def answer(self, answer_id: str) -> Answer:
+        self.check()
+        return answer_of("Hello", id=answer_id)
+
+    async def confirm(self, receipt_id: str) -> Json:
+        await trio.lowlevel.checkpoint()
+        self.check()
+        return {"receipt": receipt_id, "is_confirmed": True, "reason": "the weights follow from the evidence"}
+
     def balance(self, account: str | None) -> Json:
         self.check()
         return {"account": account or PAYER, "spendable": {"amount": 5_000_000, "standing": "final"}}

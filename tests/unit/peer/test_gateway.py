@@ -404,6 +404,8 @@ async def test_reading_routes(world: World) -> None:
             (f"/api/ledger/balance?account={WORKER}", {"account": WORKER}),
             ("/api/ledger/receipts?limit=7", {}),
             ("/api/ledger/payouts", {"fees": 100}),
+            ("/api/answers/abc", {"id": "abc"}),
+            ("/api/ledger/confirm?receipt=ff", {"receipt": "ff", "is_confirmed": True}),
             ("/api/ledger/root", {"records": 12}),
             ("/api/ledger/explain?subject=tiny", {"subject": "tiny"}),
         ):
@@ -486,6 +488,8 @@ ALL_GUARDED = [
         "/api/ledger/payouts",
         "/api/ledger/root",
         "/api/ledger/explain",
+        "/api/ledger/confirm",
+        "/api/answers/ee",
     )
 ] + [
     ("POST", path)
@@ -504,7 +508,7 @@ ALL_GUARDED = [
 def test_the_list_of_guarded_routes_is_complete(world: World) -> None:
     routes = {route.path for route in world.app.routes}  # type: ignore[attr-defined]
     assert routes - {path for _, path in ALL_GUARDED} == {
-        "/", "/health", "/metrics", "/api/session", "/v1/models/{model:path}",
+        "/", "/health", "/metrics", "/api/session", "/v1/models/{model:path}", "/api/answers/{answer}",
     }  # fmt: skip
 
 

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-import random
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
-import httpx
 import pytest
 import structlog
-import trio
 
 from gossip_ledger.errors import LocalError
-from peer.capabilities import SeededEntropy, SystemClock
 from peer.config import Home
-from peer.gateway.server import open_socket, run_gateway
-from peer.keys import read_secret
 from peer.logs import configure_logs
 from peer.run_file import RunFile, read_run_file, remove_run_file, write_run_file
-from tests.unit.peer.fake_node import FakeNode
 
 
 @pytest.fixture
@@ -62,44 +54,6 @@ def test_run_files(home: Home) -> None:
     assert read_run_file(home) is None
     with pytest.raises(LocalError, match="cannot write"):
         write_run_file(Home(home.path / "absent"), run)
-
-
-async def test_a_gateway_writes_and_removes_its_run_file(home: Home) -> None:
-    start = partial(
-        run_gateway,
-        FakeNode(),
-        home,
-        "127.0.0.1:0",
-        clock=SystemClock(),
-        entropy=SeededEntropy(random.Random(1)),
-        stop=lambda: None,
-    )
-    async with trio.open_nursery() as nursery:
-        url = await nursery.start(start)
-        run = read_run_file(home)
-        assert run is not None
-        assert run.gateway == url
-        token = read_secret(home.api_token, bytes_max=100).strip()
-        async with httpx.AsyncClient() as client:
-            reply = await client.get(f"{url}/api/status", headers={"Authorization": f"Bearer {token}"})
-        assert reply.status_code == 200
-        nursery.cancel_scope.cancel()
-    assert read_run_file(home) is None
-
-
-async def test_a_gateway_that_cannot_listen_leaves_no_run_file(home: Home) -> None:
-    with open_socket("127.0.0.1:0") as taken:
-        bind = f"127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(LocalError, match="choose another with --bind"):
-            await run_gateway(
-                FakeNode(),
-                home,
-                bind,
-                clock=SystemClock(),
-                entropy=SeededEntropy(random.Random(1)),
-                stop=lambda: None,
-            )
-    assert read_run_file(home) is None
 
 
 @pytest.mark.usefixtures("logging_restored")
