@@ -90,3 +90,24 @@ LOG_FILE_BYTES_MAX: Final = 8 << 20
 
 LOG_FILES_MAX: Final = 4
 """Most log files kept."""
+
+ENGINE_ASKS_MAX: Final = 4096
+"""Most frames queued for the worker process; it bounds its own queue far below."""
+
+ENGINE_START_S: Final = 900
+"""Longest start of a worker process: reading and quantizing a large base."""
+
+ENGINE_STALL_S: Final = 300
+"""Longest silence of a worker process that has work."""
+
+ENGINE_BACKOFF_S: Final = 0.5
+"""Pause before a dead worker process is started again, doubled each time."""
+
+ENGINE_BACKOFF_S_MAX: Final = 60
+"""Longest such pause."""
+
+ENGINE_HEALTHY_S: Final = 60
+"""A worker process that lived this long starts the pauses anew."""
+
+ENGINE_STDERR_BYTES: Final = 4096
+"""How much of a worker process' last output is kept, for saying why it died."""
