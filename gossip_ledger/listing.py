@@ -36,6 +36,18 @@ def receipts_of(account: AccountId, index: RecordIndex, finality: Finality, gene
     return _in_order(found.items())
 
 
+def receipts_under(open_id: RecordId, index: RecordIndex) -> Receipts:
+    """The receipts held under one open, by number and id."""
+    slots = index.receipts.get(open_id, {})
+    found = list[tuple[RecordId, Receipt]]()
+    for n in sorted(slots):
+        for key in sorted(slots[n]):
+            record = index.record(key)
+            assert isinstance(record, Receipt)
+            found.append((key, record))
+    return tuple(found)
+
+
 def publishes(index: RecordIndex, finality: Finality, passed: Iterable[RecordId]) -> tuple[Publication, ...]:
     """Publish entries that are final or among `passed`, by author and in chain order."""
     found = list[Publication]()

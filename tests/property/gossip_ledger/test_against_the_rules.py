@@ -1,4 +1,4 @@
-"""The ledger against the executable rules, in their own random worlds; skipped where these are not at hand."""
+"""The ledger against the executable rules, in their random worlds; skipped where these are not at hand."""
 
 from __future__ import annotations
 
