@@ -94,6 +94,9 @@ REASON_BYTES_MAX: Final = 256
 CODE_BYTES_MAX: Final = 32
 """Longest machine-readable code, UTF-8 bytes."""
 
+FAREWELL_MS: Final = 10_000
+"""For writing the last message of an exchange, milliseconds."""
+
 # --- sync ---
 
 SYNC_FRAME_BYTES_MAX: Final = (1 << 20) + 64 * 1024
