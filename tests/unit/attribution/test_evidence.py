@@ -111,9 +111,11 @@ def test_the_prompt_counts_too() -> None:
 def test_clusters_are_measured_by_their_mass() -> None:
     """Two matches of equal worth: the one in the smaller cluster is the more telling."""
     padding = b" ".join(b"pad%d" % number for number in range(200))
-    padded = Tables(build_tables([[TEXTS[0], padding], [TEXTS[1]], [TEXTS[2]]]))
+    padded = Tables(build_tables([[TEXTS[0]], [TEXTS[1], padding], [TEXTS[2]]]))
     weights = recompute(manifest(), padded, answered(TEXTS[0] + b" | " + TEXTS[1]))
-    assert weights[0].cluster == ClusterId(b"\1" * 32)
+    assert weights[0].cluster == ClusterId(b"\0" * 32)
+    alone = recompute(manifest(), tables(), answered(TEXTS[0] + b" | " + TEXTS[1]))
+    assert alone[0].cluster == ClusterId(b"\1" * 32), "it is the longer text"
 
 
 def test_a_receipt_with_these_weights_is_confirmed() -> None:

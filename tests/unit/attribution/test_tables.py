@@ -143,7 +143,7 @@ def _broken() -> dict[str, dict[str, object]]:
 @pytest.mark.parametrize("name", list(_broken()))
 def test_a_malformed_table_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"must|smaller"):
-        replace(sample(), **_broken()[name])  # pyright: ignore[reportArgumentType]
+        replace(sample(), **_broken()[name])
 
 
 def test_a_group_must_ascend() -> None:
