@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,12 +123,13 @@ class FakeNode:
         await trio.lowlevel.checkpoint()
         self.check()
         try:
-            yield self._events(options)
+            async with aclosing(self._events(options)) as events:
+                yield events
         except trio.Cancelled:
             self.cancelled += 1
             raise
 
-    async def _events(self, options: AskOptions) -> AsyncIterator[AskEvent]:
+    async def _events(self, options: AskOptions) -> AsyncGenerator[AskEvent, None]:
         yield Routed(worker=WORKER, quantization="bf16", price_in=1000, price_out=4000, max_fee=700)
         for index, text in enumerate(self.texts):
             if index == self.fails_after:
