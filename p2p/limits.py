@@ -102,3 +102,92 @@ FORWARDER_FRAMES_PER_S: Final = 100
 
 FORWARDER_FRAMES_BURST: Final = 1024
 """Frames a neighbour may hand us at once."""
+
+GOSSIP_RECORDS_MAX: Final = 1024
+"""Records in one frame."""
+
+GOSSIP_QUEUE_BYTES_MAX: Final = 4 << 20
+"""Records waiting to be published; the oldest are dropped and left to synchronisation."""
+
+GOSSIP_FLUSH_S_MIN: Final = 0.1
+"""A lone record waits this long for company."""
+
+GOSSIP_FLUSH_S_MAX: Final = 1.0
+"""Under steady traffic the wait grows to this, so that a node publishes about a frame a second."""
+
+GOSSIP_OUTPUT_FRAMES_MAX: Final = 256
+"""Decoded frames waiting for the reader; the oldest are dropped and counted."""
+
+SEEN_RECORDS_MAX: Final = 65_536
+"""Record hashes remembered to tell repeats."""
+
+GOSSIP_FORWARDER_BYTES_PER_S: Final = 512 << 10
+"""Bytes of records taken from one neighbour per second in the long run."""
+
+GOSSIP_FORWARDER_BYTES_BURST: Final = 8 << 20
+"""Bytes of records taken from one neighbour at once."""
+
+FORWARDERS_MAX: Final = 256
+"""Neighbours, present and past, whose rates are remembered."""
+
+# Keeping links
+
+OUTBOUND_LINKS_MIN: Final = 3
+"""Outbound links a node tries to keep."""
+
+OUTBOUND_LINKS_MAX: Final = 4
+"""Outbound links beyond which a node dials nobody by itself."""
+
+INBOUND_LINKS_MAX: Final = 32
+"""Inbound links kept; the newest beyond it are dropped."""
+
+LINK_TICK_S: Final = 0.5
+"""How often the links are looked over."""
+
+GREET_TIMEOUT_S: Final = 10.0
+"""A new link must be greeted within this."""
+
+LIVENESS_INTERVAL_S: Final = 4.0
+"""How often each peer is asked for an echo."""
+
+LIVENESS_TIMEOUT_S: Final = 8.0
+"""A peer that owes an echo for this long is dropped."""
+
+STABLE_S: Final = 10.0
+"""A link that ends sooner counts as a failed dial."""
+
+REDIAL_S_MIN: Final = 1.0
+"""Wait after a first failed dial; it doubles, with jitter."""
+
+REDIAL_S_MAX: Final = 300.0
+"""Longest wait between two dials of one address."""
+
+REDIAL_ALONE_S_MAX: Final = 15.0
+"""Longest wait while there is no link at all."""
+
+AVOID_S: Final = 600.0
+"""A peer that refused us, or that we refused, is not dialled again for this long."""
+
+EXCHANGE_S_MIN: Final = 2.0
+"""Wait before a peer is asked again for addresses while outbound links are missing; it doubles."""
+
+EXCHANGE_S_MAX: Final = 120.0
+"""Longest such wait."""
+
+ROTATE_S: Final = 60.0
+"""How often one outbound link is replaced by another: what joins islands after a partition."""
+
+DIALS_MAX: Final = 3
+"""Dials under way at once."""
+
+ADDRESSES_PER_GREETING_MAX: Final = 32
+"""Addresses taken from one greeting."""
+
+ADDRESSES_MAX: Final = 1024
+"""Addresses tried in all."""
+
+REFUSALS_MAX: Final = 64
+"""Refusals kept for people to read."""
+
+LINK_EVENTS_MAX: Final = 256
+"""Events waiting for the reader; the oldest are dropped."""
