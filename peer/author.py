@@ -8,7 +8,7 @@ import trio
 
 from gossip_ledger.errors import LocalError, UnsoundError
 from gossip_ledger.records import Body, Entry, RecordId, Release
-from gossip_ledger.signing import Signer, sign_record
+from gossip_ledger.signing import Signer, record_id, sign_record
 from gossip_ledger.soundness import extend_account
 from peer.capabilities import Clock
 from peer.ledger_service import LedgerService
@@ -30,7 +30,9 @@ class Author:
             ledger = self._service.ledger
             tip = ledger.tip(self._signer.account)
             if self._signer.account in ledger.equivocators():
-                raise LocalError("this account is frozen: two different entries were signed at one place of its chain")
+                raise LocalError(
+                    "this account is frozen: two different entries were signed at one place of its chain"
+                )
             entry = Entry(
                 author=self._signer.account,
                 seq=tip.seq + 1,
@@ -40,7 +42,7 @@ class Author:
             )
             signed = sign_record(entry, self._signer, self._service.network)
             try:
-                extend_account(tip, entry, self._service.network, self._service.genesis)
+                extend_account(tip, entry, record_id(entry, self._service.network), self._service.genesis)
             except UnsoundError as error:
                 raise LocalError(f"the ledger does not allow it: {error}") from error
             return await self._service.append_own(signed)

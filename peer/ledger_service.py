@@ -61,7 +61,7 @@ class LedgerService:
         self._log = structlog.get_logger("ledger")
 
     async def load(self) -> int:
-        """Rebuilds the projection from the store and returns the number of records. They were verified on arrival."""
+        """Rebuilds the projection from records verified on arrival; returns their number."""
         count = 0
         async for ident, _kind, data in self._store.load_records():
             self.ledger.add(SIGNED_RECORDS.decode(data), RecordId(ident))
@@ -69,7 +69,7 @@ class LedgerService:
             if count % VERIFY_BATCH == 0:
                 await trio.lowlevel.checkpoint()
         for wanted in tuple(self.ledger.wanted_manifests()):
-            data = await self._store.get_blob(wanted)
+            data = await self._store.get_blob(manifest_blob(wanted))
             if data is not None:
                 self.ledger.add_manifest(MANIFESTS.decode(data))
         self.ledger.take_finalized()
@@ -77,7 +77,7 @@ class LedgerService:
         return count
 
     async def ingest(self, items: Sequence[bytes], source: AccountId | None) -> Ingested:
-        """Takes in signed records. Broken ones are refused with a reason; the others are durable on return."""
+        """Takes in signed records. Broken ones are refused with a reason, the others durable on return."""
         fresh: list[tuple[RecordId, Signed, bytes]] = []
         refused: list[str] = []
         known = 0

@@ -44,7 +44,12 @@ class Library:
     """Blobs and what is made of them. Safe to use from many tasks."""
 
     def __init__(
-        self, *, service: LedgerService, store: Store, fetch: FetchBlobs, sources: Callable[[], Sequence[AccountId]]
+        self,
+        *,
+        service: LedgerService,
+        store: Store,
+        fetch: FetchBlobs,
+        sources: Callable[[], Sequence[AccountId]],
     ) -> None:
         self._service = service
         self._store = store
@@ -56,7 +61,7 @@ class Library:
         self._log = structlog.get_logger("library")
 
     async def ensure(self, blobs: Sequence[BlobId]) -> None:
-        """Has all of `blobs` in the store on return. Raises `RemoteError` if no linked peer has one of them."""
+        """Has all of `blobs` in the store on return. Raises `RemoteError` if no linked peer has one."""
         missing = list(await self._store.missing_blobs(blobs))
         for source in self._sources():
             if not missing:
@@ -77,6 +82,14 @@ class Library:
             await self._store.put_blobs(list(found.items()))
             left.extend(blob for blob in batch if blob not in found)
         return left
+
+    async def blob(self, blob: BlobId) -> bytes:
+        """One blob's bytes. Raises `RemoteError`."""
+        await self.ensure([blob])
+        data = await self._store.get_blob(blob)
+        if data is None:
+            raise RemoteError("a blob was damaged on disk just now; ask again")
+        return data
 
     async def file(self, file: File) -> bytes:
         """The contents of a file, put together from its blobs. Raises `RemoteError`."""
@@ -102,13 +115,16 @@ class Library:
         manifest = base_manifest(self._service.ledger, base)
         if manifest is None:
             raise RequestError(
-                ErrorCode.NOT_READY, "the base of that model is not published here yet; wait for the ledger to catch up"
+                ErrorCode.NOT_READY,
+                "the base of that model is not published here yet; wait for the ledger to catch up",
             )
         try:
             contents = {file.name: await self.file(file) for file in manifest.files}
             return await trio.to_thread.run_sync(Tokenizer, contents)
         except RemoteError as error:
-            raise RequestError(ErrorCode.NOT_READY, f"the tokenizer of that base cannot be had: {error}") from error
+            raise RequestError(
+                ErrorCode.NOT_READY, f"the tokenizer of that base cannot be had: {error}"
+            ) from error
 
     async def tables(self, model: ModelId, manifest: Manifest) -> Tables | None:
         """The attribution tables of a model; None if it publishes none. Raises `RemoteError`."""
@@ -122,7 +138,7 @@ class Library:
         return found
 
     async def write_files(self, manifest: Manifest, folder: Path) -> None:
-        """Puts a model's files into `folder`, whole or not at all. Names come from the manifest and are checked."""
+        """Puts a model's files into `folder`, each whole or not at all. Names are checked."""
         for file in manifest.files:
             if "/" in file.name or file.name.startswith("."):
                 raise RemoteError(f"a manifest names a file {file.name!r}")
@@ -158,4 +174,6 @@ def _write_whole(path: Path, data: bytes) -> None:
         part.write_bytes(data)
         part.replace(path)
     except OSError as error:
-        raise LocalError(f"cannot write {path}: {error.strerror}; free some space or check its rights") from error
+        raise LocalError(
+            f"cannot write {path}: {error.strerror}; free some space or check its rights"
+        ) from error

@@ -39,7 +39,7 @@ def published(ledger: Ledger) -> tuple[Published, ...]:
 
 
 def newest(models: Iterable[Published]) -> dict[tuple[AccountId, str], Published]:
-    """The newest version of each creator's name: a later `publish` in the same chain replaces an earlier one."""
+    """The newest version of each creator's name: a later `publish` in one chain replaces an earlier one."""
     return {(entry.manifest.creator, entry.manifest.name): entry for entry in models}
 
 

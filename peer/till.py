@@ -1,4 +1,4 @@
-"""The worker's book: bills kept durably before the next chunk leaves, one receipt per ask, never two at one n.
+"""The worker's book: bills durable before the next chunk leaves, one receipt per ask, never two at one n.
 
 A tab row holds the last bill that the payer signed and what was delivered for it. After a crash every row
 that has a bill becomes a receipt; a row without one owed nothing and is dropped.
@@ -7,14 +7,17 @@ that has a bill becomes a receipt; a row without one owed nothing and is dropped
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, final
 
 import structlog
 import trio
 
+from gossip_ledger.errors import UnsoundError
 from gossip_ledger.records import AccountId, BlobId, Open, Receipt, RecordId, Signed, Weight
 from gossip_ledger.signing import Signer, countersign
+from p2p.protocols import codes
+from p2p.protocols.ask_worker_state import Refuse
 from peer.capabilities import Clock
 from peer.ledger_service import LedgerService
 from peer.rows import TAB_ROWS, AskKey, TabRow, ask_key_bytes
@@ -22,8 +25,8 @@ from peer.store import Store
 
 NAMESPACE: Final = "tab"
 
-Attribute = Callable[[TabRow], tuple[tuple[Weight, ...], BlobId | None, bytes]]
-"""From what was delivered to evidence: the pairs, and the evidence blob with its id (or none)."""
+Attribute = Callable[[TabRow], Awaitable[tuple[tuple[Weight, ...], BlobId, bytes]]]
+"""From what was delivered to its evidence: the pairs, and the evidence blob with its id."""
 
 
 @final
@@ -31,7 +34,14 @@ class Till:
     """Earns for one account."""
 
     def __init__(
-        self, *, service: LedgerService, signer: Signer, store: Store, clock: Clock, attribute: Attribute, exposure: int
+        self,
+        *,
+        service: LedgerService,
+        signer: Signer,
+        store: Store,
+        clock: Clock,
+        attribute: Attribute,
+        exposure: int,
     ) -> None:
         self._service = service
         self._signer = signer
@@ -56,30 +66,37 @@ class Till:
             settled += 1
         return settled
 
-    def admit(self, *, payer: AccountId, opened: RecordId, ask: int, max_fee: int) -> str | None:
-        """Takes on an ask, or says in words why not. What was admitted must be settled or `dropped`."""
+    def admit(self, *, payer: AccountId, opened: RecordId, ask: int, max_fee: int) -> Refuse | None:
+        """Takes on an ask, or says why not. What was admitted must be settled or `dropped`.
+
+        A refusal with `retry_after_ms` may end by itself: the open is not known or not final yet.
+        """
         ledger = self._service.ledger
-        state = ledger.open_state(opened) if ledger.has(opened) else None
-        if state is None:
-            return "that open is not known here yet; send it along or wait for gossip"
+        try:
+            state = ledger.open_state(opened)
+        except UnsoundError:
+            return Refuse(code=codes.BAD_OPEN, reason="that open is not known here yet", retry_after_ms=1000)
         body = state.entry.body
         if not isinstance(body, Open) or body.worker != self._signer.account or state.entry.author != payer:
-            return "that open is not between you and me"
+            return Refuse(code=codes.BAD_OPEN, reason="that open is not between you and me")
         if payer in ledger.equivocators():
-            return "the payer's account is frozen"
+            return Refuse(code=codes.BAD_OPEN, reason="the payer's account is frozen")
         if state.is_released or self._service.epoch(self._clock.now_s()) > body.expiry:
-            return "that open has expired; start another"
-        if ask in state.tip_tab.fees or ask in self._running[opened]:
-            return "that ask number was used before"
-        promised = sum(self._running[opened].values())
-        if state.tip_tab.cumulative + promised + max_fee > state.limit:
-            return "that open has no room for this ask; start another"
-        if not state.is_final:
-            if not state.is_sound:
-                return "that open is not sound: its chain does not cover it"
-            if state.tip_tab.cumulative + promised + max_fee > self._exposure:
-                return "that open is not final yet and the ask is above what I risk before; wait a moment"
-        self._running[opened][ask] = max_fee
+            return Refuse(code=codes.BAD_OPEN, reason="that open has expired; start another")
+        tab, running = state.tip_tab, self._running[opened]
+        if ask in tab.fees or ask in running:
+            return Refuse(code=codes.USED_ASK, reason="that ask number was used before")
+        most = tab.cumulative + sum(running.values()) + max_fee
+        if most > state.limit:
+            return Refuse(code=codes.UNFUNDED, reason="that open has no room for this ask; start another")
+        if not state.is_sound:
+            return Refuse(
+                code=codes.BAD_OPEN, reason="that open can never become final: its account does not cover it"
+            )
+        if not state.is_final and most > self._exposure:
+            reason = "that open is not final yet, and the ask is above what is risked before"
+            return Refuse(code=codes.BAD_OPEN, reason=reason, retry_after_ms=1000)
+        running[ask] = max_fee
         return None
 
     def dropped(self, key: AskKey) -> None:
@@ -91,11 +108,10 @@ class Till:
         await self._store.transact([(NAMESPACE, ask_key_bytes(row.key), TAB_ROWS.encode(row))])
 
     async def settle(self, row: TabRow) -> Signed:
-        """Countersigns the last bill, publishes the receipt and closes the tab. Waits for its turn under the open."""
+        """Countersigns the last bill and publishes the receipt, in turn with others under the same open."""
         bill = row.bill
-        evidence, sketch, blob = self._attribute(row)
-        if sketch is not None:
-            await self._store.put_blobs([(sketch, blob)])
+        evidence, sketch, blob = await self._attribute(row)
+        await self._store.put_blobs([(sketch, blob)])
         async with self._locks[bill.open]:
             tab = self._service.ledger.open_state(bill.open).tip_tab
             receipt = Receipt(
@@ -105,7 +121,7 @@ class Till:
                 cumulative=tab.cumulative + bill.fee,
                 bill=bill,
                 evidence=evidence,
-                sketch=sketch or b"",
+                sketch=sketch,
             )
             signed = countersign(receipt, row.signature, self._signer, self._service.network)
             await self._service.append_own(signed)

@@ -1,4 +1,4 @@
-"""What the ledger says, as JSON for people and programs: every amount with its standing, every zero explained.
+"""What the ledger says, as JSON: every amount with its standing, every zero explained.
 
 Pure functions of the projection. Ids and accounts are hex; amounts are micro-units. Standings:
 
@@ -119,7 +119,9 @@ def balance_view(ledger: Ledger, account: AccountId, names: Names) -> Json:
     tip = ledger.tip(account)
     reserved = sum(hold.reserve for hold in ledger.opens_of(account) if hold.is_final)
     bonds = sum(
-        hold.limit for hold in ledger.holds() if hold.entry.author == account and isinstance(hold.entry.body, Bond)
+        hold.limit
+        for hold in ledger.holds()
+        if hold.entry.author == account and isinstance(hold.entry.body, Bond)
     )
     pending = sum(
         part.amount
@@ -175,7 +177,7 @@ def payouts_view(ledger: Ledger, names: Names) -> Json:
     }
 
 
-def models_view(ledger: Ledger, holders: dict[ModelId, list[AccountId]], names: Names) -> list[Json]:
+def models_view(ledger: Ledger, holders: dict[ModelId, list[AccountId]]) -> list[Json]:
     """The published models and who answers for them now."""
     rows: list[Json] = []
     for entry in published(ledger):
@@ -228,7 +230,8 @@ def explain_account(ledger: Ledger, account: AccountId, names: Names) -> Json:
         **balance_view(ledger, account, names),
         "kind": "account",
         "earned_from": [
-            {"model": model, "role": role, "amount": amount} for (model, role), amount in sorted(by_source.items())
+            {"model": model, "role": role, "amount": amount}
+            for (model, role), amount in sorted(by_source.items())
         ],
         "contributes": owns,
         "creates": created,
@@ -259,4 +262,6 @@ def _why(sums: dict[str, int], owns: list[str], created: list[str], has_receipts
         return "nothing earned: this account paid for the receipts listed and has no part in their split"
     if owns or created:
         return "nothing earned: no recorded answer has drawn on what this account contributed or created yet"
-    return "nothing earned: this account has served, created and contributed nothing that this ledger knows of"
+    return (
+        "nothing earned: this account has served, created and contributed nothing that this ledger knows of"
+    )

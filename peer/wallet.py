@@ -38,7 +38,14 @@ class Wallet:
     """Spends from one account. Books are durable before anything leaves this node."""
 
     def __init__(
-        self, *, service: LedgerService, author: Author, account: AccountId, store: Store, clock: Clock, entropy: Entropy
+        self,
+        *,
+        service: LedgerService,
+        author: Author,
+        account: AccountId,
+        store: Store,
+        clock: Clock,
+        entropy: Entropy,
     ) -> None:
         self.account = account
         self._service = service
@@ -58,9 +65,9 @@ class Wallet:
 
     def committed(self, opened: RecordId) -> int:
         """What was or may yet be billed under an open, micro-units."""
-        tab = self._service.ledger.open_state(opened).tab
+        settled = self._service.ledger.open_state(opened).tab.fees
         return sum(
-            tab.fees[row.ask] if row.ask in tab.fees else row.committed
+            settled[row.ask] if row.ask in settled else row.committed  # noqa: SIM401 - no Mapping
             for row in self._asks.get(opened, {}).values()
         )
 
@@ -82,6 +89,7 @@ class Wallet:
             if (
                 isinstance(body, Open)
                 and body.worker == worker
+                and state.is_sound
                 and not state.is_released
                 and epoch + RENEW_BEFORE_EPOCHS <= body.expiry
                 and self.headroom(state.id) >= need
@@ -90,7 +98,7 @@ class Wallet:
         return None
 
     async def ensure_open(self, worker: AccountId, need: int) -> RecordId:
-        """An open to `worker` with room for `need`; a new one if it must be. Raises `LocalError` without funds."""
+        """An open to `worker` with room for `need`, new if need be. Raises `LocalError` without funds."""
         async with self._locks[worker]:
             found = self.usable_open(worker, need)
             if found is not None:
@@ -116,7 +124,14 @@ class Wallet:
         if self.headroom(opened) < max_fee:
             raise LocalError("the open has no room left for this ask; ask again")
         row = AskRow(
-            open=opened, ask=ask, worker=worker, model=model, answer=answer, max_fee=max_fee, fee=0, is_closed=0
+            open=opened,
+            ask=ask,
+            worker=worker,
+            model=model,
+            answer=answer,
+            max_fee=max_fee,
+            fee=0,
+            is_closed=0,
         )
         taken[ask] = row
         try:
