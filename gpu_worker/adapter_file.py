@@ -67,7 +67,9 @@ _IGNORED: Final = frozenset(
 """Keys that change nothing here. A base's name is a hint for people and never leads anywhere."""
 _PLAIN_INIT: Final = (True, False, "gaussian")
 """Ways of starting that leave the base as it is. Others (PiSSA, OLoRA ...) adapt another base."""
-_NAME: Final = re.compile(r"base_model\.model\.model\.layers\.(\d{1,4})\.(\w+\.\w+)\.lora_([AB])\.weight")
+_NAME: Final = re.compile(
+    r"base_model\.model\.model\.layers\.(0|[1-9][0-9]{0,3})\.([a-z_]+\.[a-z_]+)\.lora_([AB])\.weight"
+)
 _PATTERN_NAME: Final = re.compile(r"[A-Za-z0-9_.]{1,128}")
 
 

@@ -22,8 +22,8 @@ from gpu_worker.template import ChatTemplate
 
 ROLES: Final = frozenset({"system", "user", "assistant"})
 _UNFINISHED: Final = "\N{REPLACEMENT CHARACTER}"
-_UNFINISHED_TOKENS_MAX: Final = 8
-"""Tokens that a decoder waits for the rest of a character before it gives up on it."""
+_UNFINISHED_TOKENS_MAX: Final = 3
+"""Most tokens that may hold the beginning of a character of four bytes."""
 _MARK: Final = "\ue0f0"
 """Private-use character that stands around the number of a message while the template runs."""
 
@@ -131,11 +131,21 @@ class IncrementalDecoder:
         """The text that `ids` complete; may be empty."""
         self._ids.extend(ids)
         before = self._tokenizer.decode(self._ids[: self._shown])
+        pending = len(self._ids) - self._shown
+        end = len(self._ids)
         text = self._tokenizer.decode(self._ids)
-        if text.endswith(_UNFINISHED) and len(self._ids) - self._shown < _UNFINISHED_TOKENS_MAX:
-            return ""
-        self._ids = self._ids[self._shown :]
-        self._shown = len(self._ids)
+        for held in range(1, min(_UNFINISHED_TOKENS_MAX, pending) + 1):
+            if not text.endswith(_UNFINISHED):
+                break
+            end = len(self._ids) - held
+            text = self._tokenizer.decode(self._ids[:end])
+        if text.endswith(_UNFINISHED):
+            # No beginning of a character is that long: these bytes are none, and are shown as what they are.
+            end = len(self._ids)
+            text = self._tokenizer.decode(self._ids)
+        if end > self._shown:
+            self._ids = self._ids[self._shown :]
+            self._shown = end - self._shown
         return text[len(before) :]
 
     def finish(self) -> str:
