@@ -55,7 +55,7 @@ def set_stage(folder: Path, clock: Clock, entropy: Entropy) -> Stage:
             start_s=clock.now_s(),
             invites=4,
             grant=plan.GRANT,
-            port=_free_port(),
+            port=free_port(),
             publish_fee=MICRO // 10,
         ),
         entropy,
@@ -67,7 +67,7 @@ def set_stage(folder: Path, clock: Clock, entropy: Entropy) -> Stage:
         plan.THRIFTY: _worker_config("nf4"),
         plan.READER: Config(peer=PeerConfig(listen=LOOPBACK), gateway=ANY_GATEWAY),
     }
-    daemons = {plan.WITNESS: Daemon(plan.WITNESS, witness, "--gateway", ANY_GATEWAY.bind)}
+    daemons = {plan.WITNESS: Daemon(plan.WITNESS, witness, "--bind", ANY_GATEWAY.bind)}
     for (name, config), invite in zip(configs.items(), network.invites, strict=True):
         home = Home(folder / name)
         init_home(home, invite.read_text(encoding="utf-8"), entropy, config=config)
@@ -87,7 +87,8 @@ def _worker_config(quantization: str) -> Config:
     return Config(peer=PeerConfig(listen=LOOPBACK), gateway=ANY_GATEWAY, worker=worker)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of loopback that nobody uses right now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -98,7 +99,7 @@ def make_datanets(stage: Stage, entropy: Entropy) -> dict[str, str]:
     owner = read_account(stage[plan.STUDIO].home)
     names: dict[str, str] = {}
     for corpus_name in sorted({question.model for question in plan.QUESTIONS} - {plan.BASE_NAME}):
-        corpus = load_corpus(corpus_name, cache_folder())
+        corpus = load_corpus(corpus_name, cache_folder() / "packages")
         accounts: dict[str, AccountId] = {}
         keys = stage.folder / "contributors" / corpus_name
         make_folder(keys)
