@@ -1,0 +1,86 @@
+"""Worlds that must end well, and that would not if the nodes were wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+import trio
+
+from gossip_ledger.genesis import Genesis
+from gossip_ledger.ledger import Ledger
+from gossip_ledger.records import RecordId
+from gossip_ledger.witness import WitnessMemory, WitnessPolicy, WitnessStep
+from peer.spreading import Spreader
+from peer.store import MemoryStore
+from tests.sim.checkers import Broken
+from tests.sim.world import simulate
+
+SEEDS = [int(line.split()[0]) for line in (Path(__file__).parent / "seeds.txt").read_text().splitlines()]
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_world_ends_well(seed: int) -> None:
+    outcome = simulate(seed)
+    assert outcome.entries, "a world in which nothing is written proves nothing"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(1000, 1100, 10))
+def test_many_worlds_end_well(first: int) -> None:
+    for seed in range(first, first + 10):
+        try:
+            simulate(seed)
+        except BaseException as error:
+            error.add_note(f"again: scripts/simulate --seed {seed}")
+            raise
+
+
+def test_a_seed_decides_everything() -> None:
+    assert simulate(5) == simulate(5)
+    assert simulate(5).trace != simulate(6).trace
+
+
+async def _nothing(*_: object, **__: object) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+def _no_reconciliation(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Spreader, "_sync_with", _nothing)
+
+
+def _a_disk_that_forgets(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(MemoryStore, "append_records", _nothing)
+
+
+def _one_ack_is_enough(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Genesis, "quorum", property(lambda _: 1))
+
+
+def _witnesses_that_ack_everything(patch: pytest.MonkeyPatch) -> None:
+    def step(
+        _: WitnessPolicy, ledger: Ledger, memory: WitnessMemory, epoch: int, candidates: Iterable[RecordId]
+    ) -> WitnessStep:
+        return WitnessStep(batch=tuple(sorted(candidates)), promises=(), waiting={})
+
+    patch.setattr(WitnessPolicy, "step", step)
+
+
+@pytest.mark.parametrize(
+    ("plant", "seed", "complaint"),
+    [
+        (_no_reconciliation, 3, "no agreement"),
+        (_a_disk_that_forgets, 3, "not final any more"),
+        (_one_ack_is_enough, 12, "alarm"),
+        (_witnesses_that_ack_everything, 6, "alarm"),
+    ],
+)
+def test_a_wrong_node_is_noticed(
+    plant: Plant, seed: int, complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    with pytest.raises(Broken, match=complaint):
+        simulate(seed)
