@@ -255,10 +255,12 @@ class _Draft:
     def judge_tab(self, open_id: RecordId) -> None:
         """Promises the receipts under an open, from the last one promised on."""
         opened = self.ledger.hold(open_id)
-        tab = None
-        if opened is not None and isinstance(opened.body, Open):
-            tab = self.memory.tab(Tab.of(open_id, opened))
-        while tab is not None:
+        if opened is None or not isinstance(opened.body, Open):
+            for key, _ in self.ledger.receipts_under(open_id):
+                self.reasons[key] = "its open is not final here yet"
+            return
+        tab = self.memory.tab(Tab.of(open_id, opened))
+        while True:
             for key, receipt in self.ledger.receipts_at(open_id, tab.n + 1):
                 try:
                     self.check_receipt(receipt)
