@@ -62,7 +62,8 @@ class Facade:
             "uptime_s": given.clock.now_s() - node.started_s,
             "epoch": node.service.epoch(given.clock.now_s()),
             "addresses": list(given.transport.addresses),
-            "links": len(given.transport.links()),
+            "links": len(node.spreader.links.peers()),
+            "refusals": [{"who": r.who, "reason": r.reason} for r in node.spreader.links.refusals()],
             "is_witness": node.witness.is_named and given.is_witness,
             "witness_waiting": len(node.witness.waiting),
             "is_synced": node.spreader.synced.is_set(),
@@ -105,7 +106,7 @@ class Facade:
                 "direction": "outbound" if link.is_outbound else "inbound",
                 "round_trip_ms": link.round_trip_ms,
             }
-            for link in self._node.given.transport.links()
+            for link in self._node.spreader.links.peers()
         ]
 
     def workers(self) -> list[Json]:
@@ -272,6 +273,7 @@ class Facade:
     async def send(self, to: str, amount: int) -> Json:
         target = self._account(to)
         try:
+            await self._node.wallet.raise_funds(amount)
             entry = await self._node.author.write(Transfer(to=target, amount=amount))
         except LocalError as error:
             raise RequestError(ErrorCode.NO_FUNDS, str(error)) from error

@@ -55,6 +55,7 @@ class Wallet:
         self._entropy = entropy
         self._asks: dict[RecordId, dict[int, AskRow]] = defaultdict(dict)
         self._locks: dict[AccountId, trio.Lock] = defaultdict(trio.Lock)
+        self._collecting = trio.Lock()
         self._log = structlog.get_logger("wallet")
 
     async def load(self) -> None:
@@ -103,7 +104,7 @@ class Wallet:
             found = self.usable_open(worker, need)
             if found is not None:
                 return found
-            available = self.spendable()
+            available = await self.raise_funds(need)
             if available < need:
                 raise LocalError(
                     f"this answer may cost {need} micro-units and {max(0, available)} can be spent; "
@@ -112,6 +113,12 @@ class Wallet:
             limit = max(need, min(OPEN_ASKS * need, available // OPEN_SHARE))
             expiry = self._epoch() + OPEN_EPOCHS
             return await self._author.write(Open(worker=worker, limit=limit, expiry=expiry))
+
+    async def raise_funds(self, need: int) -> int:
+        """What can be spent, after collecting what was earned if that is what it takes. Micro-units."""
+        if self.spendable() < need:
+            await self._collect()
+        return self.spendable()
 
     async def reserve(
         self, *, opened: RecordId, worker: AccountId, model: ModelId, answer: bytes, max_fee: int
@@ -152,21 +159,34 @@ class Wallet:
         await self._store.transact([(NAMESPACE, ask_key_bytes(row.key), ASK_ROWS.encode(row))])
 
     async def run(self) -> None:
-        """Collects what was earned and releases what expired, as soon as the ledger allows."""
+        """Collects earnings once they exceed what can be spent, and releases what expired.
+
+        Smaller earnings wait until they are needed: each collect is an entry that everybody keeps.
+        """
         seen = -1
         while True:
             with trio.move_on_after(60):
                 seen = await self._service.changed.wait(seen)
-            await self._collect()
-            await self._release()
+            try:
+                if self._uncollected() > max(0, self.spendable()):
+                    await self._collect()
+                await self._release()
+            except LocalError as error:
+                self._log.warning("housekeeping_failed", reason=str(error))
             await trio.sleep(HOUSEKEEPING_S)
 
+    def _uncollected(self) -> int:
+        ledger = self._service.ledger
+        state = ledger.account(self.account)
+        return 0 if state.is_frozen else state.entitled - ledger.tip(self.account).collected
+
     async def _collect(self) -> None:
-        state = self._service.ledger.account(self.account)
-        tip = self._service.ledger.tip(self.account)
-        if state.entitled > tip.collected and not state.is_frozen:
-            await self._author.write(Collect(cumulative=state.entitled))
-            self._log.info("collected", amount=state.entitled - tip.collected)
+        async with self._collecting:
+            amount = self._uncollected()
+            if amount > 0:
+                entitled = self._service.ledger.account(self.account).entitled
+                await self._author.write(Collect(cumulative=entitled))
+                self._log.info("collected", amount=amount)
 
     async def _release(self) -> None:
         epoch = self._epoch()

@@ -62,24 +62,30 @@ class Daemon:
                     raise DaemonError(
                         f"{self.name} stopped while starting; its log ends with: {self.log_tail()}"
                     )
-                if self._connect() and await self._answers():
+                if await self._connect() and await self._answers():
                     return
                 await trio.sleep(POLL_S)
         raise DaemonError(
             f"{self.name} did not answer within {START_S_MAX} s; its log ends with: {self.log_tail()}"
         )
 
-    def _connect(self) -> bool:
+    async def _connect(self) -> bool:
         try:
             gateway = str(json.loads(self.home.run.read_text(encoding="utf-8"))["gateway"])
             token = self.home.api_token.read_text(encoding="ascii").strip()
         except (FileNotFoundError, json.JSONDecodeError):
             return False
+        await self._disconnect()
         headers = {"Authorization": f"Bearer {token}"}
         self._client = httpx.AsyncClient(
             base_url=gateway, headers=headers, timeout=REQUEST_S_MAX, trust_env=False
         )
         return True
+
+    async def _disconnect(self) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+            self._client = None
 
     async def _answers(self) -> bool:
         try:
@@ -138,6 +144,7 @@ class Daemon:
 
     async def stop(self) -> None:
         """Asks the daemon to end, and kills it if it does not."""
+        await self._disconnect()
         if self._process is None or self._process.poll() is not None:
             return
         self._process.send_signal(signal.SIGTERM)
