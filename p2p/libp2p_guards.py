@@ -84,9 +84,18 @@ class GuardLimits:
 
 
 class CarefulStream(YamuxStream):
-    """A stream whose reads can be cancelled: bytes once taken out of the buffer reach the reader."""
+    """A stream whose reads can be cancelled, and which leaves nothing behind when it is reset."""
+
+    async def reset(self) -> None:
+        await super().reset()
+        # The library keeps a reset stream for as long as it has unread bytes.
+        buffer = self.conn.stream_buffers.get(self.stream_id)
+        if buffer:
+            buffer.clear()
+        await self.conn._finalize_stream(self, fully_closed=True)
 
     async def _auto_tune_and_send_window_update(self, *, bytes_read: int = 0) -> None:
+        """Runs when bytes have left the buffer: cancelled here, they would reach nobody."""
         with trio.CancelScope(shield=True):
             await super()._auto_tune_and_send_window_update(bytes_read=bytes_read)
 
@@ -231,8 +240,10 @@ class SafePubsub(Pubsub):
             max_inbound_rpc_size=RPC_BYTES_MAX,
             allowed_topics=topics,
         )
-        # The library starts at the second and adds one per message: a restarted node would repeat numbers.
-        self.counter *= 10**9
+        # The library starts at the second and adds one per message: a restarted node would repeat numbers,
+        # and its neighbours drop what they have seen. The noise is as good as any to start at.
+        noise = create_noise_key_pair().public_key.to_bytes()
+        self.counter = self.counter * 10**9 + int.from_bytes(noise[:4], "big") % 10**9
         self._topics = topics
         self._deliver = deliver
         self._report = report
@@ -264,6 +275,7 @@ class SafePubsub(Pubsub):
             len(msg.topicIDs) != 1
             or msg.topicIDs[0] not in self._topics
             or len(msg.data) > limits.GOSSIP_FRAME_BYTES_MAX
+            or account_of(ID(msg.from_id)) is None
         ):
             self._report("gossip.frame_refused", forwarder, None)
             return False

@@ -9,7 +9,6 @@ an absent peer. Importing this module costs over half a second: import it where 
 from __future__ import annotations
 
 import ipaddress
-import socket
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
@@ -43,6 +42,7 @@ from p2p.libp2p_guards import (
     farewell,
     peer_of,
 )
+from p2p.listening import check_free, parse_announced, parse_listen
 from p2p.subscriptions import Subscriptions
 from p2p.transport import DialError, GossipFrame, Handler, Link, LinkError, Stream
 
@@ -130,8 +130,8 @@ class Libp2pTransport:
         account = account_of(self._id)
         assert account is not None, "our key is Ed25519"
         self._account = account
-        self._listen = tuple(_parse_listen(address) for address in listen)
-        self._announced = tuple(_announced(address, account) for address in announce)
+        self._listen = tuple(parse_listen(address) for address in listen)
+        self._announced = tuple(parse_announced(address, account) for address in announce)
         self._topics = topics
         self._log = log
         self._guard_limits = guard_limits
@@ -139,6 +139,7 @@ class Libp2pTransport:
         self._subscriptions = Subscriptions(frames_max=limits.SUBSCRIPTION_FRAMES_MAX)
         self._running: _Running | None = None
         self._stop = trio.Event()
+        self._scope = trio.CancelScope(shield=True)
         self._addresses: tuple[str, ...] = ()
         self._dialled: dict[AccountId, str] = {}
         self._dials: defaultdict[AccountId, trio.Lock] = defaultdict(trio.Lock)
@@ -239,8 +240,16 @@ class Libp2pTransport:
 
     # The scope
 
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keeps a host alive until `stop`. Raises `LocalError` if it cannot listen at the first start."""
+    async def run_to_end(self, task_status: trio.TaskStatus[LocalError | None]) -> None:
+        """Keeps a host alive until `stop`, and tells once whether it could listen at the first start.
+
+        Kept from cancellation: cancelled in the middle, the library leaves sockets open.
+        """
+        with self._scope:
+            await self._run(task_status)
+        self._subscriptions.close()
+
+    async def _run(self, task_status: trio.TaskStatus[LocalError | None]) -> None:
         delay_s = limits.RESTART_DELAY_S_MIN
         is_first = True
         while not self._stop.is_set():
@@ -249,17 +258,19 @@ class Libp2pTransport:
                 async with self._host():
                     if is_first:
                         is_first = False
-                        task_status.started()
+                        task_status.started(None)
                     await self._stop.wait()
-            except LocalError:
+            except LocalError as error:
                 if is_first:
-                    raise
-                self._report("p2p.cannot_listen", None, None)
-            except Exception as error:
+                    task_status.started(error)
+                    return
+                self._report("p2p.cannot_listen", None, error)
+            except Exception as error:  # noqa: BLE001 - the supervisor of a library that may raise anything
                 if self._stop.is_set():
                     return  # it raises when its nurseries close while messages arrive
                 if is_first:
-                    raise
+                    task_status.started(LocalError(f"the network layer does not start: {_reason(error)}"))
+                    return
                 self.restarts += 1
                 self._report("p2p.restart", None, error)
             if trio.current_time() - started_s > limits.RESTART_DELAY_S_MAX:
@@ -269,16 +280,14 @@ class Libp2pTransport:
             delay_s = min(2 * delay_s, limits.RESTART_DELAY_S_MAX)
 
     def stop(self) -> None:
+        """Asks `run` to end in good order, and soon."""
+        self._scope.deadline = trio.current_time() + 2 * limits.SHUTDOWN_TIMEOUT_S
         self._stop.set()
-
-    def close(self) -> None:
-        """Ends what subscribers read. After `run` has returned."""
-        self._subscriptions.close()
 
     @asynccontextmanager
     async def _host(self) -> AsyncGenerator[None]:
         for address in self._listen:
-            _check_free(address)
+            check_free(address)
         host, router = build_host(self._key_pair, self._report, self._guard_limits)
         swarm = cast(Any, host.get_network())
         pubsub = SafePubsub(
@@ -449,42 +458,14 @@ async def open_libp2p_transport(
         guard_limits=GuardLimits() if guard_limits is None else guard_limits,
     )
     async with trio.open_nursery() as nursery:
-        await nursery.start(transport.run)
-        try:
-            yield transport
-        finally:
-            transport.stop()
-    transport.close()
-
-
-def _parse_listen(text: str) -> Address:
-    try:
-        address = parse_address(text)
-    except AddressError as error:
-        raise LocalError(f"cannot listen: {error}; write it like /ip4/0.0.0.0/tcp/4001") from error
-    if address.kind not in ("ip4", "ip6") or address.account is not None:
-        raise LocalError(f"cannot listen on {text}: write it like /ip4/0.0.0.0/tcp/4001")
-    return address
-
-
-def _announced(text: str, account: AccountId) -> str:
-    try:
-        address = parse_address(text)
-    except AddressError as error:
-        raise LocalError(f"cannot announce: {error}; write it like /dns4/example.org/tcp/4001") from error
-    return str(replace(address, account=account))
-
-
-def _check_free(address: Address) -> None:
-    """The library binds with SO_REUSEPORT: two nodes on one port would share its connections, unnoticed."""
-    family = socket.AF_INET6 if address.kind == "ip6" else socket.AF_INET
-    try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((address.host, address.port))
-    except OSError as error:
-        why = (error.strerror or str(error)).lower()
-        raise LocalError(f"cannot listen on {address}: {why}; choose another address or port") from error
+        refusal = await nursery.start(transport.run_to_end)
+        if refusal is None:
+            try:
+                yield transport
+            finally:
+                transport.stop()
+    if refusal is not None:
+        raise refusal
 
 
 def _reason(error: BaseException) -> str:
