@@ -6,7 +6,7 @@ Every failure is a `LocalError` or `DaemonError` of one line that says what to d
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final, Self, cast, final
@@ -96,7 +96,7 @@ class DaemonClient:
             raise LocalError(f"{self.url} is not a gateway of upkeep; restart the daemon") from error
 
     @contextmanager
-    def _reached(self) -> Iterator[None]:
+    def _reached(self) -> Generator[None]:
         try:
             yield
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, cast, final
 
@@ -244,6 +244,19 @@ def load_config(home: Home) -> Config:
     except UnicodeDecodeError as error:
         raise LocalError(f"{home.config}: not UTF-8 text; save it as UTF-8") from error
     return parse_config(text, source=str(home.config))
+
+
+def override(config: Config, changes: Mapping[str, object]) -> Config:
+    """The configuration with some values replaced, by dotted key. Raises `LocalError` that names the key."""
+    sections: dict[str, dict[str, Any]] = {}
+    for dotted, value in changes.items():
+        name, _, key = dotted.partition(".")
+        try:
+            sections.setdefault(name, {})[key] = _PARSERS[name][1][key](value)
+        except ValueError as error:
+            raise LocalError(f"{dotted} {error}") from error
+    changed = {name: replace(getattr(config, name), **values) for name, values in sections.items()}
+    return replace(config, **changed)
 
 
 def render_config(config: Config) -> str:

@@ -111,3 +111,9 @@ ENGINE_HEALTHY_S: Final = 60
 
 ENGINE_STDERR_BYTES: Final = 4096
 """How much of a worker process' last output is kept, for saying why it died."""
+
+EXPORT_LINE_CHARS_MAX: Final = 5 << 20
+"""Longest line of a file of records: a manifest or a genesis in hex."""
+
+STOP_WAIT_S_MAX: Final = 20
+"""Longest that `upkeep stop` waits for the daemon's end."""

@@ -141,8 +141,11 @@ _SCHEMAS: Final = (
 class SqliteStore:
     """The store of a real node. Made by `open_store`; `close` it when no task uses it any more."""
 
-    def __init__(self, path: Path) -> None:
-        """Opens or creates the file, checks it and brings its schema up to date. Raises `LocalError`."""
+    def __init__(self, path: Path, *, is_reader: bool = False) -> None:
+        """Opens or creates the file, checks it and brings its schema up to date. Raises `LocalError`.
+
+        A reader neither creates nor changes anything; a daemon may use the file at the same time.
+        """
         self._path = path
         self._turn = trio.Lock()
         self._write_limiter = trio.CapacityLimiter(1)
@@ -152,10 +155,10 @@ class SqliteStore:
         self.commits = 0
         """Transactions so far: fewer than writes where callers shared them."""
         try:
-            self._writer = _connect(path)
+            self._writer = _connect(path, is_reader=is_reader)
             try:
-                _prepare(self._writer, path)
-                self._reader = _connect(path)
+                _prepare(self._writer, path, is_reader=is_reader)
+                self._reader = _connect(path, is_reader=is_reader)
             except BaseException:
                 self._writer.close()
                 raise
@@ -180,6 +183,14 @@ class SqliteStore:
                 yield RecordId(identity), kind, body
         except sqlite3.Error as error:
             raise LocalError(_explain(self._path, error)) from error
+
+    def read_blob(self, blob: BlobId) -> bytes | None:
+        """A blob whose bytes hash to its id, outside trio. Blocks."""
+        try:
+            row = self._reader.execute("SELECT data FROM blobs WHERE id = ?", (blob,)).fetchone()
+        except sqlite3.Error as error:
+            raise LocalError(_explain(self._path, error)) from error
+        return row[0] if row is not None and hashlib.sha256(row[0]).digest() == blob else None
 
     def load(self, namespace: str) -> list[tuple[bytes, bytes]]:
         try:
@@ -316,21 +327,30 @@ def open_store(path: Path) -> SqliteStore:
     return SqliteStore(path)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def open_store_to_read(path: Path) -> SqliteStore:
+    """Opens a store that exists, also one in use, without changing it. Raises `LocalError` of one line."""
+    if not path.exists():
+        raise LocalError(f"there is no store at {path} yet; run `upkeep up` first, or name another --home")
+    return SqliteStore(path, is_reader=True)
+
+
+def _connect(path: Path, *, is_reader: bool) -> sqlite3.Connection:
+    target = f"{path.absolute().as_uri()}?mode=ro" if is_reader else str(path)
     db = sqlite3.connect(
-        path,
+        target,
         timeout=STORE_BUSY_MS_MAX / 1000,
         isolation_level=None,
         check_same_thread=False,
-        cached_statements=64,
+        uri=is_reader,
     )
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = FULL")
+    if not is_reader:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
     db.execute("PRAGMA trusted_schema = OFF")
     return db
 
 
-def _prepare(db: sqlite3.Connection, path: Path) -> None:
+def _prepare(db: sqlite3.Connection, path: Path, *, is_reader: bool) -> None:
     application = db.execute("PRAGMA application_id").fetchone()[0]
     version = db.execute("PRAGMA user_version").fetchone()[0]
     tables = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
@@ -338,6 +358,10 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
         raise LocalError(f"{path} is not a store of upkeep; move it away")
     if version > len(_SCHEMAS):
         raise LocalError(f"{path} was written by a newer upkeep; update this installation")
+    if is_reader:
+        if version < len(_SCHEMAS):
+            raise LocalError(f"{path} was written by an older upkeep; run `upkeep up` once to update it")
+        return
     for number, script in enumerate(_SCHEMAS[version:], start=version + 1):
         stamp = f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {number};"
         db.executescript(f"BEGIN IMMEDIATE; {script} {stamp} COMMIT;")
