@@ -6,7 +6,7 @@ Every failure is a `LocalError` or `DaemonError` of one line that says what to d
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final, Self, cast, final
@@ -70,7 +70,7 @@ class DaemonClient:
         """Posts JSON; returns the JSON object that comes back. Raises `LocalError` or `DaemonError`."""
         return self._call("POST", path, json=body)
 
-    def stream(self, path: str, body: Mapping[str, object]) -> Iterator[dict[str, Any]]:
+    def stream(self, path: str, body: Mapping[str, object]) -> Generator[dict[str, Any]]:
         """The chunks of a streamed answer. Closing the iterator hangs up. Raises like `post`."""
         with self._reached(), self._client.stream("POST", path, json=body) as reply:
             if not reply.is_success:

@@ -84,8 +84,8 @@ class Home:
 class PeerConfig:
     """`[peer]`: the node in the network."""
 
-    listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/8479",)
-    """Multiaddresses to listen on; none: this node only dials out."""
+    listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0",)
+    """Multiaddresses to listen on; port 0 takes a free one, none: this node only dials out."""
     bootstrap: tuple[str, ...] = ()
     """Multiaddresses (with /p2p/ peer id) to dial first, beside those in the invite."""
 

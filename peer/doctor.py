@@ -124,7 +124,8 @@ def _daemon(home: Home) -> list[Finding]:
         findings.append(Finding(what="links", is_fine=True, finding=f"{status['links']} peers"))
     else:
         where = ", ".join(load_config(home).peer.bootstrap) or "no address at all"
-        what = f"no peer is linked. It dials {where}: is a peer running there, and does a firewall let it through?"
+        hint = "is a peer running there, and does a firewall let it through?"
+        what = f"no peer is linked. It dials {where}: {hint}"
         findings.append(Finding(what="links", is_fine=False, finding=what))
     count = len(workers)
     shown = (

@@ -13,7 +13,7 @@ from gossip_ledger.errors import LocalError
 from peer.cli.shell import (
     HomeOption,
     JsonOption,
-    home_of,
+    connect,
     money,
     notes,
     parse_money,
@@ -27,7 +27,6 @@ from peer.cli.usage import UsageError
 
 if TYPE_CHECKING:
     from peer.client import DaemonClient
-
 TextArgument = Annotated[list[str], typer.Argument(help="The question; - reads it from standard input.")]
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="Name or id. [default: the base]", show_default=False)
@@ -60,11 +59,9 @@ def ask(
     as_json: JsonOption = False,
 ) -> None:
     """Ask a model. The answer streams to stdout; what it cost and who earned it goes to stderr."""
-    from peer.client import DaemonClient
-
     body = _body(text, max_tokens, max_fee, worker, policy, system, raw)
     body |= {"temperature": temperature, "top_p": top_p, "seed": seed, "stream": True}
-    with DaemonClient(home_of(home)) as client:
+    with connect(home) as client:
         body["model"] = model or _default_model(client)
         path = "/v1/completions" if raw else "/v1/chat/completions"
         with closing(client.stream(path, body)) as chunks:
@@ -88,10 +85,8 @@ def quote(
     as_json: JsonOption = False,
 ) -> None:
     """What a question would cost at most, from the worker that would answer it. Costs nothing."""
-    from peer.client import DaemonClient
-
     body = _body(text, max_tokens, max_fee, worker, policy, system, raw)
-    with DaemonClient(home_of(home)) as client:
+    with connect(home) as client:
         body["model"] = model or _default_model(client)
         found = client.post("/api/quote", body)
         if as_json:
@@ -146,13 +141,15 @@ def _show(chunks: Iterator[dict[str, Any]], *, is_quiet: bool) -> dict[str, Any]
     answer: dict[str, Any] | None = None
     has_text = False
     for chunk in chunks:
-        event = chunk.get("upkeep_event") or {}
-        if "failed_over" in event:
-            lost = event["failed_over"]
-            remark = f"worker {short(lost['worker'])} was lost ({printable(str(lost['reason']))}); it goes on elsewhere"
-            sys.stderr.write(f"{'' if is_quiet or not has_text else chr(10)}upkeep: {remark}\n")
+        lost: dict[str, Any] | None = chunk.get("upkeep_event", {}).get("failed_over")
+        if lost is not None:
+            why = printable(str(lost["reason"]))
+            before = "\n" if has_text and sys.stderr.isatty() else ""
+            sys.stderr.write(
+                f"{before}upkeep: lost worker {short(lost['worker'])} ({why}); going on elsewhere\n"
+            )
         for choice in chunk.get("choices", ()):
-            delta = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+            delta = str(choice.get("text") or choice.get("delta", {}).get("content") or "")
             if delta and not is_quiet:
                 has_text = True
                 sys.stdout.write(printable(delta))

@@ -15,6 +15,7 @@ from gossip_ledger.errors import LocalError
 from peer.cli.shell import (
     HomeOption,
     JsonOption,
+    connect,
     console,
     home_of,
     money,
@@ -107,9 +108,7 @@ def page(
     as_json: JsonOption = False,
 ) -> None:
     """Print an address that opens the page once."""
-    from peer.client import DaemonClient
-
-    with DaemonClient(home_of(home)) as client:
+    with connect(home) as client:
         url = client.url + str(client.post("/api/page", {})["path"])
     if browser:
         import webbrowser
@@ -123,10 +122,8 @@ def page(
 
 def stop(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Stop the daemon, and wait until it has ended."""
-    from peer.client import DaemonClient
-
     where = home_of(home)
-    with DaemonClient(where) as client:
+    with connect(where.path) as client:
         client.post("/api/stop", {})
         pid = client.pid
     for _ in range(round(STOP_WAIT_S_MAX / POLL_S)):
@@ -145,9 +142,7 @@ def stop(home: HomeOption = None, as_json: JsonOption = False) -> None:
 
 def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """This node: account, network, links, ledger, worker."""
-    from peer.client import DaemonClient
-
-    with DaemonClient(home_of(home)) as client:
+    with connect(home) as client:
         found = client.get("/api/status")
     if as_json:
         print_json(found)
@@ -157,7 +152,7 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
     worker: dict[str, Any] | None = found.get("worker")
     fields: dict[str, object] = {
         "account": found.get("account"),
-        "network": f"{found.get('network_name', '')} {short(found.get('network'))}, epoch {found.get('epoch')}",
+        "network": f"{found.get('network_name')} {short(found.get('network'))}, epoch {found.get('epoch')}",
         "spendable": money(found.get("spendable", 0), unit),
         "links": found.get("links"),
         "synced": found.get("is_synced"),
@@ -178,9 +173,7 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
 
 def peers(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """The peers that this node is linked to."""
-    from peer.client import DaemonClient
-
-    with DaemonClient(home_of(home)) as client:
+    with connect(home) as client:
         found = client.get("/api/peers")
     if as_json:
         print_json(found)
@@ -195,9 +188,7 @@ def peers(home: HomeOption = None, as_json: JsonOption = False) -> None:
 
 def workers(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """The workers that advertise now."""
-    from peer.client import DaemonClient
-
-    with DaemonClient(home_of(home)) as client:
+    with connect(home) as client:
         found = client.get("/api/workers")
     if as_json:
         print_json(found)

@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from gossip_ledger.errors import LocalError
 from peer.cli.shell import (
     HomeOption,
     JsonOption,
+    connect,
     console,
     home_of,
     money,
@@ -26,7 +27,9 @@ from peer.cli.shell import (
     short,
 )
 from peer.cli.usage import UsageError
-from peer.client import DaemonClient
+
+if TYPE_CHECKING:
+    from peer.client import DaemonClient
 
 AccountArgument = Annotated[
     str, typer.Argument(help="Account in hex, or its beginning. [default: this node's]", show_default=False)
@@ -35,7 +38,7 @@ AccountArgument = Annotated[
 
 def balance(account: AccountArgument = "", home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Each amount of an account, and whether it is final, pending, reserved or unvested."""
-    with DaemonClient(home_of(home)) as client:
+    with connect(home) as client:
         found = client.get("/api/ledger/balance", account=account or None)
     if as_json:
         print_json(found)
@@ -50,7 +53,7 @@ def receipts(
     as_json: JsonOption = False,
 ) -> None:
     """The newest receipts."""
-    with DaemonClient(home_of(home)) as client:
+    with connect(home) as client:
         found = client.get("/api/ledger/receipts", account=account or None, limit=limit)
         if as_json:
             print_json(found)
@@ -61,7 +64,7 @@ def receipts(
 
 def payouts(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """What everybody earned from final receipts; adds up to the fees."""
-    with DaemonClient(home_of(home)) as client:
+    with connect(home) as client:
         found = client.get("/api/ledger/payouts")
         if as_json:
             print_json(found)
@@ -83,7 +86,7 @@ def payouts(home: HomeOption = None, as_json: JsonOption = False) -> None:
 
 def root(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """The state root: equal on every peer that holds the same records."""
-    with DaemonClient(home_of(home)) as client:
+    with connect(home) as client:
         found = client.get("/api/ledger/root")
     if as_json:
         print_json(found)
@@ -97,7 +100,7 @@ def explain(
     as_json: JsonOption = False,
 ) -> None:
     """Why a balance, receipt or model is what it is, down to receipts and integers."""
-    with DaemonClient(home_of(home)) as client:
+    with connect(home) as client:
         wanted = subject or str(client.get("/api/status")["account"])
         found = client.get("/api/ledger/explain", subject=wanted)
         if as_json:
@@ -124,7 +127,7 @@ def confirm(
     as_json: JsonOption = False,
 ) -> None:
     """Recompute who shaped an answer from its evidence, here and now."""
-    with DaemonClient(home_of(home)) as client:
+    with connect(home) as client:
         found = client.get("/api/ledger/confirm", receipt=receipt)
     if as_json:
         print_json(found)
@@ -210,7 +213,7 @@ def send(
     value = parse_money(amount, "AMOUNT")
     if value == 0:
         raise UsageError("AMOUNT: nothing is sent; name an amount above zero")
-    with DaemonClient(home_of(home)) as client:
+    with connect(home) as client:
         found = client.post("/api/send", {"to": to, "amount": value})
         if as_json:
             print_json(found)

@@ -11,15 +11,14 @@ from gossip_ledger.errors import LocalError
 from peer.cli.shell import (
     HomeOption,
     JsonOption,
+    connect,
     console,
-    home_of,
     print_fields,
     print_json,
     print_table,
     short,
 )
 from peer.cli.usage import UsageError
-from peer.client import DaemonClient
 
 DEFAULT_SPLIT = "60,10,20,5,5"
 PARTS = ("worker", "creator", "data", "upkeep", "network")
@@ -27,7 +26,7 @@ PARTS = ("worker", "creator", "data", "upkeep", "network")
 
 def models(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """The models that this node knows of, and how many workers hold them now."""
-    with DaemonClient(home_of(home)) as client:
+    with connect(home) as client:
         found = client.get("/api/models")
     if as_json:
         print_json(found)
@@ -75,7 +74,7 @@ def publish(
         raise UsageError(
             "--datanet: a split with a data part needs the data; or give data 0 percent in --split"
         )
-    with DaemonClient(home_of(home)) as client:
+    with connect(home) as client:
         body = {
             "name": wanted,
             "version": version,
@@ -100,7 +99,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """A model's terms: split, contributors, licence, who serves it."""
-    with DaemonClient(home_of(home)) as client:
+    with connect(home) as client:
         known: list[dict[str, Any]] = client.get("/api/models")["models"]
     matches = [
         one for one in known if model == one["name"] or (len(model) >= 6 and one["id"].startswith(model))
@@ -112,7 +111,8 @@ def show(
         print_json(found)
         return
     plain = ("name", "version", "kind", "id", "creator", "base", "standing", "licence", "about")
-    split = ", ".join(f"{role} {part / 100:g} %" for role, part in (found.get("split") or {}).items())
+    parts: dict[str, int] = found.get("split") or {}
+    split = ", ".join(f"{role} {part / 100:g} %" for role, part in parts.items())
     print_fields({**{key: found.get(key) for key in plain}, "split": split})
     clusters: list[dict[str, Any]] = found.get("clusters") or []
     total = sum(cluster["prior"] for cluster in clusters) or 1

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import Final
+from typing import Final, cast
 
 from typer.exceptions import TyperException
 
 from gossip_ledger.errors import UpkeepError
 from peer.cli.app import app
+from peer.cli.usage import UsageError
 
 FAILED: Final = 1
 USAGE: Final = 2
@@ -28,6 +29,9 @@ def run(arguments: list[str]) -> int:
         return code if isinstance(code, int) else 0
     except TyperException as error:
         return _usage(error)
+    except UsageError as error:
+        say_error(str(error))
+        return USAGE
     except UpkeepError as error:
         return _failed(str(error), is_debug=is_debug)
     except BaseExceptionGroup as group:
@@ -53,7 +57,10 @@ def say_error(message: str) -> None:
 
 
 def _usage(error: TyperException) -> int:
-    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    message = error.format_message()
+    if type(error).__name__ == "NoArgsIsHelpError":
+        sys.stderr.write(message + "\n")
+        return USAGE
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "upkeep"
     text = message.rstrip(".") or "wrong usage"
@@ -78,6 +85,7 @@ def _defect(error: BaseException, *, is_debug: bool) -> int:
 
 
 def _first(group: BaseException) -> BaseException:
-    while isinstance(group, BaseExceptionGroup):
-        group = group.exceptions[0]
-    return group
+    found = group
+    while isinstance(found, BaseExceptionGroup):
+        found = cast("BaseExceptionGroup[BaseException]", found).exceptions[0]
+    return found

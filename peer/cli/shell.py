@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 
@@ -18,6 +18,8 @@ from peer.config import Home
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from peer.client import DaemonClient
 
 MICRO: Final = 1_000_000
 MAX_AMOUNT: Final = 2**63 - 1
@@ -36,6 +38,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 def home_of(option: Path | None) -> Home:
     """The home that a command is about."""
     return Home.choose(option, os.environ)
+
+
+def connect(option: Path | None) -> DaemonClient:
+    """The daemon of that home; imported late, since many commands end before they need it."""
+    from peer.client import DaemonClient
+
+    return DaemonClient(home_of(option))
 
 
 def print_json(document: Mapping[str, object]) -> None:
@@ -93,7 +102,7 @@ def _cell(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
-        items: Iterable[Any] = value  # pyright: ignore[reportUnknownVariableType]
+        items = cast("Iterable[object]", value)
         return ", ".join(map(_cell, items)) or "-"
     return printable(str(value))
 
