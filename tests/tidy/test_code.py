@@ -8,6 +8,8 @@ import re
 from tests.tidy.tree import PACKAGES, PURE, dotted, expect_none, modules, name_of, python_files, texts
 
 MODULE_LINES_MAX = 500
+TEST_MODULE_LINES_MAX = 700
+"""A list of cases reads from top to bottom; splitting it helps nobody as soon."""
 FUNCTION_LINES_MAX = 60
 
 CLOCKS = {
@@ -35,25 +37,30 @@ CHANCE = {"os.urandom", "os.getrandom"} | {
 CAPABILITY_MODULES = {"peer/capabilities.py"}
 """Where the real clock and the real entropy are made; everything else is handed them."""
 
+ENTRY_POINTS = {"peer/cli/__init__.py"}
+"""Packages that are a program: `pyproject.toml` names what starts it."""
+
 
 def _functions(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
     return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
 
 
 def _length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Lines of a function without its docstring: explaining more must never cost anything."""
+    """Lines of a function's body without its docstring: declaring and explaining must not cost anything."""
+    body = function.body[1:] if ast.get_docstring(function, clean=False) is not None else function.body
+    if not body:
+        return 0
     assert function.end_lineno is not None
-    lines = function.end_lineno - function.lineno + 1
-    if ast.get_docstring(function, clean=False) is not None:
-        docstring = function.body[0]
-        assert docstring.end_lineno is not None
-        lines -= docstring.end_lineno - docstring.lineno + 1
-    return lines
+    return function.end_lineno - body[0].lineno + 1
 
 
 def test_modules_stay_small() -> None:
-    long = {name_of(path): texts()[path].count("\n") for path in python_files()}
-    expect_none(f"{name}: {lines} lines" for name, lines in long.items() if lines > MODULE_LINES_MAX)
+    lines = {name_of(path): texts()[path].count("\n") for path in python_files()}
+    expect_none(
+        f"{name}: {count} lines"
+        for name, count in lines.items()
+        if count > (TEST_MODULE_LINES_MAX if name.startswith("tests/") else MODULE_LINES_MAX)
+    )
 
 
 def test_functions_stay_small() -> None:
@@ -74,7 +81,8 @@ def test_package_files_hold_a_docstring_and_re_export_nothing() -> None:
     busy = [
         name_of(path)
         for path, tree in modules(*PACKAGES)
-        if path.name == "__init__.py" and (len(tree.body) != 1 or not ast.get_docstring(tree))
+        if path.name == "__init__.py" and name_of(path) not in ENTRY_POINTS
+        if len(tree.body) != 1 or not ast.get_docstring(tree)
     ]
     expect_none(busy)
 

@@ -57,7 +57,7 @@ def quorum(keys: list[RecordId]) -> list[tuple[RecordId, Signed]]:
 
 
 def held_entries(ledger: Ledger) -> set[RecordId]:
-    return {key for key in ledger.ids() if isinstance(ledger.get(key).record, Entry)}  # pyright: ignore
+    return {key for key in ledger.ids() if isinstance(ledger.get(key).record, Entry)}
 
 
 def test_the_nearest_entries_beyond_the_head_are_kept() -> None:

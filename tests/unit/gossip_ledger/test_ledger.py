@@ -105,7 +105,7 @@ def test_tips_and_pending_run_ahead_of_what_is_final(ledger: Ledger) -> None:
     put(ledger, entry(PAYER, open_body(limit=10_000), seq=3, prev=second))  # unsound: an overdraft
     tip = ledger.tip(PAYER.account)
     assert (tip.seq, tip.head, tip.spendable(GENESIS)) == (2, second, 9_700)
-    assert [signed.record.seq for signed in ledger.pending(PAYER.account)] == [1, 2, 3]  # pyright: ignore
+    assert [signed.record.seq for signed in ledger.pending(PAYER.account)] == [1, 2, 3]
     certify(ledger, first)
     assert ledger.tip(PAYER.account) == tip
     assert len(ledger.pending(PAYER.account)) == 2
