@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from typing import Final, NewType, Protocol, cast
 
-from nacl.bindings import crypto_sign_open
+from nacl.bindings import crypto_core_ed25519_is_valid_point, crypto_sign_open
 from nacl.exceptions import BadSignatureError
 
 from gossip_ledger.errors import SignatureError
@@ -127,6 +127,13 @@ def verify(account: AccountId, signature: Signature, message: bytes) -> None:
         crypto_sign_open(signature + message, account)
     except BadSignatureError as error:
         raise SignatureError("the signature does not match") from error
+
+
+def check_account(account: AccountId) -> None:
+    """Raises `SignatureError` where nobody can hold the key of `account`: money sent there would be lost."""
+    _check_point(account, "account")
+    if not crypto_core_ed25519_is_valid_point(account):
+        raise SignatureError("the account is no point of the curve")
 
 
 def _check_point(encoded: bytes, what: str) -> None:

@@ -46,6 +46,7 @@ from peer.api import AskEvent, AskOptions, ErrorCode, RequestError, Routed, Text
 from peer.capabilities import Clock, Entropy
 from peer.ledger_service import LedgerService
 from peer.observations import Observations
+from peer.reaching import reach
 from peer.rows import AskRef, AskRow
 from peer.wallet import Wallet
 
@@ -161,22 +162,11 @@ class Attempt:
 
     async def _open(self) -> FrameChannel:
         worker, transport = self._advert.worker, self._payer.transport
+        await reach(transport, worker, self._advert.addresses)
         with trio.move_on_after(OPEN_STREAM_S):
-            if all(link.peer != worker for link in transport.links()):
-                await self._dial()
             stream = await transport.open(worker, ASK_PROTOCOL)
             return FrameChannel(stream, frame_bytes_max=ASK_FRAME_BYTES_MAX)
         raise LinkError("the worker did not answer in time")
-
-    async def _dial(self) -> None:
-        for address in self._advert.addresses:
-            try:
-                await self._payer.transport.dial(address)
-            except RemoteError as error:
-                self._log.debug("dial_failed", address=address, reason=str(error))
-            else:
-                return
-        raise LinkError("none of the worker's addresses could be reached")
 
     def _attach(self, nursery: trio.Nursery, events: trio.MemorySendChannel[Any]) -> Any:
         async def watch_stop() -> None:

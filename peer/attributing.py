@@ -53,5 +53,5 @@ class Attributor:
         if not receipt.sketch:
             raise RemoteError("the receipt names no evidence")
         tables = await self._library.tables(model, manifest)
-        blob = await self._library.blob(BlobId(receipt.sketch))
+        blob = await self._library.blob(BlobId(receipt.sketch), receipt.worker)
         await trio.to_thread.run_sync(confirm, receipt, manifest, tables, blob)

@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import final
 
-from gossip_ledger.errors import LocalError, RemoteError
+from gossip_ledger.errors import LocalError, RemoteError, SignatureError
 from gossip_ledger.ledger import Ledger
 from gossip_ledger.records import AccountId, Manifest, ModelId, Receipt, RecordId, Transfer
+from gossip_ledger.signing import check_account
 from p2p.quotes import quote_id
 from peer import views
 from peer.api import (
@@ -272,6 +273,11 @@ class Facade:
 
     async def send(self, to: str, amount: int) -> Json:
         target = self._account(to)
+        try:
+            check_account(target)
+        except SignatureError as error:
+            reason = f"{to} is no account: {error}; money sent there would be lost"
+            raise RequestError(ErrorCode.BAD_REQUEST, reason) from error
         try:
             await self._node.wallet.raise_funds(amount)
             entry = await self._node.author.write(Transfer(to=target, amount=amount))

@@ -60,15 +60,19 @@ class Library:
         self._lock = trio.Lock()
         self._log = structlog.get_logger("library")
 
-    async def ensure(self, blobs: Sequence[BlobId]) -> None:
-        """Has all of `blobs` in the store on return. Raises `RemoteError` if no linked peer has one."""
+    async def ensure(self, blobs: Sequence[BlobId], holder: AccountId | None = None) -> None:
+        """Has all of `blobs` in the store on return. Raises `RemoteError` if nobody has one.
+
+        Asks the peers that are linked now, then `holder`, wherever it is.
+        """
         missing = list(await self._store.missing_blobs(blobs))
-        for source in self._sources():
+        linked = tuple(self._sources())
+        for source in linked if holder is None or holder in linked else (*linked, holder):
             if not missing:
                 return
             missing = await self._fetch_from(source, missing)
         if missing:
-            raise RemoteError(f"{len(missing)} blobs are held by no peer that is linked now")
+            raise RemoteError(f"{len(missing)} blobs are held by no peer that can be reached now")
 
     async def _fetch_from(self, source: AccountId, missing: list[BlobId]) -> list[BlobId]:
         left: list[BlobId] = []
@@ -83,9 +87,9 @@ class Library:
             left.extend(blob for blob in batch if blob not in found)
         return left
 
-    async def blob(self, blob: BlobId) -> bytes:
-        """One blob's bytes. Raises `RemoteError`."""
-        await self.ensure([blob])
+    async def blob(self, blob: BlobId, holder: AccountId | None = None) -> bytes:
+        """One blob's bytes; see `ensure`. Raises `RemoteError`."""
+        await self.ensure([blob], holder)
         data = await self._store.get_blob(blob)
         if data is None:
             raise RemoteError("a blob was damaged on disk just now; ask again")

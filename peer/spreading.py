@@ -45,6 +45,7 @@ from p2p.transport import Stream, Transport
 from peer.address_book import StoredAddressBook
 from peer.capabilities import Clock, Entropy
 from peer.ledger_service import LedgerService
+from peer.reaching import reach
 from peer.store import Store
 from peer.topics import adverts_topic, records_topic
 from peer.version import SOFTWARE
@@ -222,6 +223,8 @@ class Spreader:
         async def keep(ident: BlobId, data: bytes) -> None:
             found[ident] = data
 
+        advert = self.adverts.get(peer, self._given.clock.now_s())
+        await reach(self._given.transport, peer, advert.addresses if advert else ())
         stream = await self._given.transport.open(peer, BLOB_PROTOCOL)
         async with FrameChannel(stream, frame_bytes_max=BLOB_FRAME_BYTES_MAX) as channel:
             await fetch_blobs(channel, ids, keep)

@@ -33,8 +33,9 @@ class DaemonError(LocalError):
 class Daemon:
     """One peer of the demo. Its home was made by `init_home` or `create_network`."""
 
-    def __init__(self, name: str, home: Home, *arguments: str) -> None:
+    def __init__(self, name: str, home: Home, *arguments: str, python: str = sys.executable) -> None:
         self.name = name
+        self._python = python
         self.home = home
         self.log = home.path / "daemon.log"
         self._arguments = arguments
@@ -46,7 +47,7 @@ class Daemon:
         self.home.run.unlink(missing_ok=True)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "peer", "up", *self._arguments],
+                [self._python, "-m", "peer", "up", *self._arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -111,7 +111,8 @@ async def _ask(stage: Stage, question: Question, console: Console, names: dict[s
             if "failed_over" in note:
                 report.failed_over(console, note["failed_over"], peers)
             for choice in event.get("choices", ()):
-                delta = str((choice.get("delta") or {}).get("content") or "")
+                piece: dict[str, Any] = choice.get("delta") or {}
+                delta = str(piece.get("content") or "")
                 shown += len(delta)
                 report.delta(console, delta)
             if question.kills_worker and killed is None and shown >= KILL_AFTER_CHARS:

@@ -66,7 +66,8 @@ def answered(console: Console, answer: dict[str, Any], names: dict[str, str]) ->
     console.print()
     console.print(
         f"  [dim]{answer['tokens_in']} tokens in, {answer['tokens_out']} out, by {workers} "
-        f"({answer['quantization']}), first token after {answer['ttft_ms']} ms, {answer['tokens_per_s']} tokens/s[/dim]"
+        f"({answer['quantization']}), first token after {answer['ttft_ms']} ms, "
+        f"{answer['tokens_per_s']} tokens/s[/dim]"
     )
     if answer["failovers"]:
         console.print(

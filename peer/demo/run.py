@@ -68,7 +68,7 @@ async def _demo(folder: Path, console: Console, keep: bool) -> tuple[dict[str, A
         await _settle(stage, asked)
         document = await _document(stage, asked)
         document["duration_s"] = round(clock.monotonic() - began_s, 1)
-        report.outcome(console, document, names, stage)
+        report.outcome(console, document, document.pop("names") | names, stage)
         if keep:
             is_kept = True
             document["gateway"] = stage[plan.READER].url
@@ -115,6 +115,7 @@ async def _document(stage: Stage, asked: list[Asked]) -> dict[str, Any]:
         "answers": [item.document() for item in asked],
         "roots": {name: root["root"] for name, root in roots.items()},
         "payouts": flat,
+        "names": dict(of_reader["names"]),
         "fees": fees,
         "supply_conserved": conserved,
         "final_s": round(finals[min(len(finals) - 1, -(-95 * len(finals) // 100) - 1)], 2)
