@@ -61,7 +61,7 @@ class NetworkPlan:
     publish_fee: int = MICRO
     hosts: tuple[str, ...] = ("127.0.0.1",)
     """IP addresses or names under which the witnesses can be reached."""
-    port: int = 8479
+    port: int = 8470
     """Of the first witness; the others follow."""
     start_s: int
     """Unix seconds at which the network begins."""

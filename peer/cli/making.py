@@ -30,7 +30,7 @@ def create(
     host: Annotated[
         list[str] | None, typer.Option(help="Where the witnesses can be reached; may be given again.")
     ] = None,
-    port: Annotated[int, typer.Option(help="Port of the first witness; the others follow.")] = 8479,
+    port: Annotated[int, typer.Option(help="Port of the first witness; the others follow.")] = 8470,
     as_json: JsonOption = False,
 ) -> None:
     """Make a network: its genesis, its witnesses' and treasury's homes, and invites that carry money."""

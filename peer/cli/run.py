@@ -11,7 +11,7 @@ from typer.exceptions import TyperException
 
 from gossip_ledger.errors import UpkeepError
 from peer.cli.app import app
-from peer.cli.usage import UsageError
+from peer.cli.usage import CutShortError, UsageError
 
 FAILED: Final = 1
 USAGE: Final = 2
@@ -26,19 +26,18 @@ def run(arguments: list[str]) -> int:
     try:
         code = app(arguments, prog_name="upkeep", standalone_mode=False)
         sys.stdout.flush()
+        if code == INTERRUPTED:
+            say_error("interrupted")
         return code if isinstance(code, int) else 0
     except TyperException as error:
         return _usage(error)
-    except UsageError as error:
-        say_error(str(error))
-        return USAGE
     except UpkeepError as error:
-        return _failed(str(error), is_debug=is_debug)
+        return _failed(error, is_debug=is_debug)
     except BaseExceptionGroup as group:
         expected, defects = group.split(UpkeepError)
         if expected is None or defects is not None:
             return _defect(group, is_debug=is_debug)
-        return _failed(str(_first(expected)), is_debug=is_debug)
+        return _failed(_first(expected), is_debug=is_debug)
     except BrokenPipeError:
         # Whoever read our output has gone, for example `head`. Python must not try to flush it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -68,11 +67,13 @@ def _usage(error: TyperException) -> int:
     return int(getattr(error, "exit_code", USAGE))
 
 
-def _failed(message: str, *, is_debug: bool) -> int:
+def _failed(error: BaseException, *, is_debug: bool) -> int:
     if is_debug:
         traceback.print_exc()
-    say_error(message)
-    return FAILED
+    say_error(str(error))
+    if isinstance(error, UsageError):
+        return USAGE
+    return INTERRUPTED if isinstance(error, CutShortError) else FAILED
 
 
 def _defect(error: BaseException, *, is_debug: bool) -> int:

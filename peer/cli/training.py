@@ -15,7 +15,8 @@ import typer
 
 from gossip_ledger.errors import LocalError
 from peer.cli.bases import prepare_base
-from peer.cli.shell import JsonOption, notes, print_fields, print_json, printable
+from peer.cli.shell import JsonOption, notes, print_fields, print_json
+from peer.cli.usage import CutShortError
 
 INTERRUPTED: Final = 130
 STDERR_CHARS: Final = 2_000
@@ -97,8 +98,7 @@ def run_trainer(command: list[str]) -> dict[str, Any]:
                 process.wait()
             process.stdout.close()
         if process.returncode == INTERRUPTED:
-            notes().print(f"upkeep: {printable(reason)}", markup=False)
-            raise typer.Exit(INTERRUPTED)
+            raise CutShortError(reason)
         if process.returncode or not finished:
             raise LocalError(f"training failed: {reason or _last_line(errors) or 'the trainer died'}")
     return finished

@@ -1,4 +1,4 @@
-"""Wrong usage, found by a command rather than by the parser of the command line."""
+"""How a command ends other than well or badly: used wrongly, or interrupted."""
 
 from __future__ import annotations
 
@@ -10,3 +10,8 @@ from gossip_ledger.errors import UpkeepError
 @final
 class UsageError(UpkeepError):
     """What was typed cannot be meant. Exit code 2."""
+
+
+@final
+class CutShortError(UpkeepError):
+    """The person interrupted it. The message says what became of the work. Exit code 130."""

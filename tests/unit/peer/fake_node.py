@@ -30,10 +30,37 @@ MODEL: Json = {
     "kind": "base",
     "creator": CREATOR,
     "standing": "final",
-    "holders": 2,
+    "holders": [WORKER, OTHER],
     "version": 1,
 }
-ADAPTER: Json = {**MODEL, "name": "poet", "id": "22" * 32, "kind": "adapter"}
+ADAPTER: Json = {
+    **MODEL,
+    "name": "poet",
+    "id": "22" * 32,
+    "kind": "adapter",
+    "split": {"worker": 6000, "creator": 1000, "data": 2000, "upkeep": 500, "network": 500},
+    "clusters": [{"id": "55" * 32, "owner": CREATOR, "prior": 3, "label": "Walt"}],
+    "licence": "CC0-1.0",
+}
+AMOUNTS = [
+    {"what": "spendable", "amount": 5_000_000, "standing": "final"},
+    {"what": "held under opens", "amount": 7, "standing": "reserved"},
+]
+RECEIPT: Json = {
+    "id": "ff" * 32,
+    "standing": "final",
+    "acks": 1,
+    "quorum": 1,
+    "fee": 100,
+    "model": "tiny",
+    "payer": PAYER,
+    "worker": WORKER,
+    "tokens_in": 5,
+    "tokens_out": 3,
+    "answers": 1,
+    "evidence": [],
+    "shares": [{"account": WORKER, "name": "worker", "role": "worker", "cluster": None, "amount": 100}],
+}
 
 
 def answer_of(text: str, model: str = "tiny", **changes: Any) -> Answer:
@@ -154,11 +181,11 @@ class FakeNode:
 
     def balance(self, account: str | None) -> Json:
         self.check()
-        return {"account": account or PAYER, "spendable": {"amount": 5_000_000, "standing": "final"}}
+        return {"account": account or PAYER, "name": "me", "unit": "OPEN", "amounts": AMOUNTS}
 
     def receipts(self, account: str | None, limit: int) -> list[Json]:
         self.check()
-        return [{"id": "ff" * 32, "standing": "final", "fee": 100, "model": "tiny", "limit": limit}]
+        return [{**RECEIPT, "limit": limit}]
 
     def payouts(self) -> Json:
         return {"accounts": {WORKER: 60, CREATOR: 40}, "funds": {}, "fees": 100}
@@ -169,7 +196,15 @@ class FakeNode:
     def explain(self, subject: str) -> Json:
         self.check()
         self.explained.append(subject)
-        return {"subject": subject, "kind": "account", "lines": []}
+        match subject:
+            case "tiny":
+                fees: Json = {"fees": 100, "fund": 5, "why": "paid by receipts", "split": ADAPTER["split"]}
+                return {**ADAPTER, **fees, "kind": "model", "subject": subject}
+            case s if s == "ff" * 32:
+                return {**RECEIPT, "kind": "receipt", "subject": subject}
+            case _:
+                more: Json = {"earned_from": [], "receipts": [RECEIPT], "why": "nothing earned"}
+                return {**self.balance(None), **more, "kind": "account", "subject": subject}
 
     async def publish(self, request: PublishRequest) -> Json:
         await trio.lowlevel.checkpoint()

@@ -49,8 +49,8 @@ def test_a_network_of_one_witness(tmp_path: Path) -> None:
     assert network_id(genesis) == created.network
     assert [path.name for path in tmp_path.iterdir()] == ["net"]
     config = load_config(created.witnesses[0])
-    assert config.peer.listen == ("/ip4/0.0.0.0/tcp/8479",)
-    assert config.peer.bootstrap == (f"/ip4/127.0.0.1/tcp/8479/p2p/{peer_id(genesis.witnesses[0])}",)
+    assert config.peer.listen == ("/ip4/0.0.0.0/tcp/8470",)
+    assert config.peer.bootstrap == (f"/ip4/127.0.0.1/tcp/8470/p2p/{peer_id(genesis.witnesses[0])}",)
     with NodeKey.load(created.treasury) as key:
         assert key.account == genesis.treasury
 
@@ -84,7 +84,7 @@ def test_four_witnesses_and_vesting(tmp_path: Path) -> None:
     vested = [genesis.vested(team, epoch) // MICRO for epoch in (0, 1, 2, 5, 10, 99)]
     assert vested == [0, 0, 20, 50, 100, 100]
     ports = [load_config(home).peer.listen[0].rsplit("/", 1)[1] for home in created.witnesses]
-    assert ports == ["8479", "8480", "8481", "8482"]
+    assert ports == ["8470", "8471", "8472", "8473"]
 
 
 def test_nothing_is_overwritten_and_nothing_half_made(tmp_path: Path) -> None:
