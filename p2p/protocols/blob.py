@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import Final, final
+from typing import Final, assert_never, final
 
 from gossip_ledger.records import BlobId
 from gossip_ledger.signing import blob_id
@@ -172,6 +172,8 @@ def _take(session: BlobSession, event: Event) -> Step:
             return _abort(session, reason, is_breach=False)
         case Timeout():
             return _abort(session, "nothing came in time", is_breach=False)
+        case _:
+            assert_never(event)
 
 
 def _receive(session: BlobSession, ident: BlobId, data: bytes | None) -> Step:

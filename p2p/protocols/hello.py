@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import Final, final
+from typing import Final, assert_never, final
 
 from p2p.messages import Hello, Refused
 from p2p.protocols.codes import WRONG_NETWORK, WRONG_RULES
@@ -130,6 +130,8 @@ def step(session: HelloSession, event: Event, now_ms: int) -> Step:
             return done, (Denied(code=code, reason=reason),)
         case Hello():
             return done, _judge(session, event)
+        case _:
+            assert_never(event)
 
 
 def _judge(session: HelloSession, theirs: Hello) -> tuple[Effect, ...]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import Final, final
+from typing import Final, assert_never, final
 
 from gossip_ledger.errors import RemoteError
 from gossip_ledger.reconcile import IdSet, Progress, listen, respond
@@ -195,6 +195,8 @@ def _take(session: SyncSession, event: Round | Want | Records | Turn | End | Loa
             if not session.is_initiator:
                 raise ProtocolError("it is not the initiator who ends")
             return _finish(session, ())
+        case _:
+            assert_never(event)
 
 
 def _reconcile(session: SyncSession, data: bytes) -> Step:

@@ -161,6 +161,12 @@ def test_bounds_hold_on_the_way_out_too(schema: Schema, value: object) -> None:
         schema.encode(value)
 
 
+def test_an_answer_ends_for_one_of_three_reasons() -> None:
+    data = TO_PAYER.encode(Done(reason="stop", tokens_in=1, tokens_out=1))
+    with pytest.raises(DecodeError, match="reason must be"):
+        TO_PAYER.decode(data.replace(b"stop", b"stup"))
+
+
 def test_the_largest_ask_fits_its_frame() -> None:
     largest = make_request(prompt=(2**31 - 1,) * PROMPT_TOKENS_MAX, records=(b"x" * 4096,) * 16)
     assert len(TO_WORKER.encode(largest)) <= ASK_FRAME_BYTES_MAX

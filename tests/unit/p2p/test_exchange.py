@@ -126,6 +126,20 @@ async def test_a_silent_peer_is_given_up(autojump_clock: MockClock) -> None:
         assert trio.current_time() == pytest.approx(HELLO_MS / 1000, abs=1)
 
 
+async def test_a_peer_that_leaves_is_lost(autojump_clock: MockClock) -> None:
+    async def leave(channel: FrameChannel) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def fall(channel: FrameChannel) -> None:
+        raise ExchangeError("fell", is_breach=False)
+
+    for serve in (leave, fall):
+        async with talking(HELLO_PROTOCOL, serve) as channel:
+            with pytest.raises(ExchangeError) as caught:
+                await greet(channel, OURS)
+            assert not caught.value.is_breach
+
+
 async def test_nonsense_is_a_breach(autojump_clock: MockClock) -> None:
     async def serve(channel: FrameChannel) -> None:
         await channel.send(b"\x00 nonsense")

@@ -11,7 +11,7 @@ from typing import get_args
 import pytest
 
 from p2p.protocols import ask_payer_state, ask_worker_state, blob, hello, sync
-from p2p.protocols.session import Lost, Timeout
+from p2p.protocols.session import Lost, Timeout, mermaid
 
 ROOT = Path(__file__).resolve().parents[4]
 MACHINES = (ask_payer_state, ask_worker_state, hello, blob, sync)
@@ -32,6 +32,18 @@ def test_the_diagrams_are_current() -> None:
 def test_each_machine_has_its_diagram(machine: ModuleType) -> None:
     pages = [path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "protocol").glob("*.md")]
     assert any(f"<!-- states of: {machine.__name__}," in page for page in pages)
+
+
+def test_one_arrow_for_each_pair_of_phases() -> None:
+    phase = hello.Phase
+    table = {(phase.GREETED, Lost): (phase.ABORTED,), (phase.GREETED, Timeout): (phase.ABORTED, phase.DONE)}
+    assert mermaid(table, phase.GREETED, (phase.DONE,)).splitlines() == [
+        "stateDiagram-v2",
+        "    [*] --> GREETED",
+        "    GREETED --> ABORTED: Lost, Timeout",
+        "    GREETED --> DONE: Timeout",
+        "    DONE --> [*]",
+    ]
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.__name__)

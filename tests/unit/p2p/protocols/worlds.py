@@ -37,7 +37,7 @@ def mutant(name: str, *edits: tuple[str, str], **names: object) -> types.ModuleT
         source = source.replace(old, new)
     module = types.ModuleType(name)
     module.__dict__["__file__"] = original.__file__
-    exec(compile(source, name, "exec"), module.__dict__)
+    exec(compile(source, f"<mutant of {name}>", "exec"), module.__dict__)
     module.__dict__.update(names)
     return module
 
