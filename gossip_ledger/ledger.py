@@ -112,8 +112,9 @@ class Ledger:
         self._forget_tip(dropped)
         match dropped.record:
             case Entry(author=author, body=Open(worker=worker)):
-                self._opens_of[author].pop(key, None)
-                self._opens_for[worker].pop(key, None)
+                # What is pushed out at once was never listed.
+                self._opens_of.get(author, {}).pop(key, None)
+                self._opens_for.get(worker, {}).pop(key, None)
             case _:
                 pass
 

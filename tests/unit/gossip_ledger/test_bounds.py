@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 from hypothesis import given, settings
@@ -17,6 +18,8 @@ from gossip_ledger.records import (
     NO_RECORD,
     Ack,
     Entry,
+    ModelId,
+    Publish,
     Record,
     RecordId,
     Release,
@@ -136,3 +139,27 @@ def test_what_is_dropped_is_forgotten_everywhere() -> None:
     assert len(ledger.opens_of(PAYER.account)) == UNCERTIFIED_ENTRIES_MAX
     assert len(ledger.pending(PAYER.account)) == UNCERTIFIED_ENTRIES_MAX
     assert ledger.wanted_manifests() == frozenset()
+
+
+def test_an_open_that_is_pushed_out_at_once_was_never_listed() -> None:
+    ledger = Ledger(GENESIS)
+    for key, signed in chain(UNCERTIFIED_ENTRIES_MAX):
+        ledger.add(signed, key)
+    key, signed = unsigned(entry(PAYER, open_body(), seq=UNCERTIFIED_ENTRIES_MAX + 1))
+    assert not ledger.add(signed, key)
+    assert ledger.opens_of(PAYER.account) == ()
+
+
+def test_a_dropped_publish_wants_no_manifest_and_a_dropped_rival_is_no_fork() -> None:
+    ledger, model = Ledger(GENESIS), ModelId(b"far".ljust(32, b"."))
+    far = UNCERTIFIED_ENTRIES_MAX + 1
+    publish = Publish(manifest=model, successor_of=ModelId(b""), fee=5)
+    for fee in (5, 6):
+        key, signed = unsigned(entry(PAYER, replace(publish, fee=fee), seq=far))
+        ledger.add(signed, key)
+    assert ledger.wanted_manifests() == {model}
+    assert ledger.is_frozen(PAYER.account)
+    for key, signed in chain(UNCERTIFIED_ENTRIES_MAX):
+        ledger.add(signed, key)
+    assert ledger.wanted_manifests() == frozenset()
+    assert not ledger.is_frozen(PAYER.account), "the proof lies beyond what is kept, for all alike"

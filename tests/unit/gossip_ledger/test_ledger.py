@@ -18,6 +18,7 @@ from gossip_ledger.records import (
     Release,
     Transfer,
 )
+from gossip_ledger.reference import settle
 from gossip_ledger.signing import record_id
 from tests.unit.gossip_ledger.build import (
     CREATOR,
@@ -258,3 +259,36 @@ def test_what_is_held_can_be_read_back(ledger: Ledger) -> None:
     assert not ledger.has(ID)
     assert ledger.get(ID) is None
     assert not ledger.add(sign(one), key)
+
+
+def test_an_unsound_receipt_with_a_quorum_raises_an_alarm(ledger: Ledger) -> None:
+    ledger.add_manifest(MANIFEST)
+    opened = put_final(ledger, entry(PAYER, open_body(limit=69)))
+    put_final(ledger, receipt(opened, fee=70))
+    assert len(ledger.alarms()) == 1
+    assert ledger.open_state(opened).reserve == 69
+    held = {key: ledger.get(key) for key in ledger.ids()}
+    records = {key: signed for key, signed in held.items() if signed}
+    assert settle(records, {MODEL: MANIFEST}, GENESIS) == ledger.state()
+
+
+def test_an_unsound_release_with_a_quorum_does_nothing(ledger: Ledger) -> None:
+    opened = put_final(ledger, entry(PAYER, open_body(limit=100)))
+    key = put_final(ledger, Release(author=WORKER.account, hold=opened, spent=0))
+    assert not ledger.is_final(key)
+    assert ledger.open_state(opened).limit == 100
+    held = {key: ledger.get(key) for key in ledger.ids()}
+    records = {key: signed for key, signed in held.items() if signed}
+    assert settle(records, {}, GENESIS) == ledger.state()
+
+
+def test_a_second_receipt_with_a_quorum_at_a_passed_place_is_an_alarm(ledger: Ledger) -> None:
+    ledger.add_manifest(MANIFEST)
+    opened = put_final(ledger, entry(PAYER, open_body()))
+    first = put_final(ledger, receipt(opened))
+    assert ledger.is_final(first)
+    put_final(ledger, receipt(opened, evidence=()))
+    assert len(ledger.alarms()) == 1
+    assert not ledger.is_final(first)
+    assert ledger.is_final(opened)
+    assert ledger.supply_conserved()
