@@ -292,3 +292,25 @@ def test_a_second_receipt_with_a_quorum_at_a_passed_place_is_an_alarm(ledger: Le
     assert not ledger.is_final(first)
     assert ledger.is_final(opened)
     assert ledger.supply_conserved()
+
+
+def test_a_batch_in_any_order(ledger: Ledger) -> None:
+    opening = entry(PAYER, open_body())
+    opened = record_id(opening, NETWORK)
+    first = receipt(opened)
+    second = receipt(opened, n=2, prev=record_id(first, NETWORK), cumulative=140, bill=bill(opened, ask=10))
+    release = Release(author=PAYER.account, hold=opened, spent=200)
+    records = [release, second, first, opening]
+    keys = tuple(record_id(record, NETWORK) for record in records)
+    batch = [*zip(keys, map(sign, records), strict=True)]
+    for witness in WITNESSES[:3]:
+        ack = Ack(witness=witness.account, ids=keys)
+        batch.append((record_id(ack, NETWORK), sign(ack)))
+    ledger.add_manifest(MANIFEST)
+    assert ledger.add_all(batch)[3:] == (opened, keys[2], keys[1], keys[0])
+    assert ledger.add_all(batch) == ()
+    assert all(map(ledger.is_final, keys))
+    assert ledger.open_state(opened).tab.fees[10] == 70
+    assert len(ledger.open_state(opened).tab.fees) == 2
+    with pytest.raises(KeyError):
+        ledger.open_state(opened).tab.fees[11]

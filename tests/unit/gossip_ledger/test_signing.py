@@ -25,6 +25,7 @@ from gossip_ledger.records import (
 )
 from gossip_ledger.signing import (
     admit,
+    check_account,
     digest,
     message,
     model_id,
@@ -227,3 +228,25 @@ def test_the_list_of_small_points_is_right_and_complete() -> None:
 def test_lengths_are_checked() -> None:
     assert "32 bytes" in refusal(KEY[:31], bytes(64))
     assert "32 bytes" in refusal(KEY, bytes(63))
+
+
+def test_only_keys_that_somebody_can_hold_are_accounts() -> None:
+    check_account(PAYER.account)
+    check_account(AccountId(KEY))
+    off_curve = next(y_bytes(y) for y in range(2, 100) if not is_on_curve(y))
+    for key, reason in (
+        (off_curve, "no point of the curve"),
+        (crypto_core_ed25519_add(KEY, ORDER_8), "no point of the curve"),
+        (y_bytes(1), "small order"),
+        (y_bytes(PRIME + 1), "not canonical"),
+    ):
+        with pytest.raises(SignatureError, match=reason):
+            check_account(AccountId(key))
+
+
+def is_on_curve(y: int) -> bool:
+    try:
+        on_curve_order(y)
+    except AssertionError:
+        return False
+    return True
