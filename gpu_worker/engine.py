@@ -41,7 +41,9 @@ from gpu_worker.scheduler import RefusedError, Scheduler, Sequence, Work
 from gpu_worker.settings import read_settings
 
 _SPEED_MEMORY: Final = 0.9
-"""How much of the measured speed is carried over from step to step."""
+"""How much of the measured time of a step is carried over to the next."""
+_KERNELS_CHARACTERS_MAX: Final = 32
+"""Room for the class of hardware and code in an advert."""
 
 
 @final
@@ -69,7 +71,7 @@ class Engine:
             slots=slots, max_context=max_context, vocabulary=shape.vocabulary, rank_of=self._bank.rank
         )
         self._active: ActiveSet | None = None
-        self._tokens_per_s = 0.0
+        self._step_s = 0.0
         self.ready = Ready(
             base=BaseId(base_id(identity)),
             quantization=settings.quantization,
@@ -89,7 +91,7 @@ class Engine:
     def submit(self, request: Generate) -> Failed | None:
         """Queues a request; a refusal is returned."""
         try:
-            self._scheduler.submit(request, round(self._tokens_per_s))
+            self._scheduler.submit(request, self._tokens_per_s)
         except RefusedError as error:
             return _failed(request, error.code, str(error), error.retry_after_ms)
         return None
@@ -123,7 +125,7 @@ class Engine:
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
             kv_tokens_used=self._scheduler.tokens_held,
-            tokens_per_s=round(self._tokens_per_s),
+            tokens_per_s=self._tokens_per_s,
             adapters=self._bank.count,
             resident=self._bank.resident(),
         )
@@ -143,7 +145,8 @@ class Engine:
             return events + self._fail_all(f"{type(error).__name__}: {error}")
         for item, token in zip(work, tokens, strict=True):
             events.extend(self._advance(item, token))
-        self._measure(sum(token is not None for token in tokens), self._clock() - begun)
+        if any(token is not None for token in tokens):
+            self._measure(self._clock() - begun)
         return events
 
     def _admit(self) -> list[Event]:
@@ -213,20 +216,25 @@ class Engine:
         self._active = None
         return events
 
-    def _measure(self, tokens: int, seconds: float) -> None:
-        if tokens and seconds > 0:
-            now = tokens / seconds
-            before = self._tokens_per_s or now
-            self._tokens_per_s = _SPEED_MEMORY * before + (1 - _SPEED_MEMORY) * now
+    def _measure(self, seconds: float) -> None:
+        """A step gave one token to each answer in it."""
+        before = self._step_s or seconds
+        self._step_s = _SPEED_MEMORY * before + (1 - _SPEED_MEMORY) * seconds
+
+    @property
+    def _tokens_per_s(self) -> int:
+        """Of one answer; 0 where nothing was measured."""
+        return round(1 / self._step_s) if self._step_s > 0 else 0
 
 
 def kernels(device: str) -> str:
     """The class of hardware and code that decides the last bits of a result."""
     version = torch.__version__.split("+")[0]
     if device != "cpu":
-        return f"torch{version} {torch.cuda.get_device_name(device)}"[:64]
+        return f"torch{version} {torch.cuda.get_device_name(device)}"[:_KERNELS_CHARACTERS_MAX]
     has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return f"torch{version} cpu {torch.backends.cpu.get_cpu_capability()}{' bf16' if has_bf16 else ''}"[:64]
+    words = f"torch{version} cpu {torch.backends.cpu.get_cpu_capability()}{' bf16' if has_bf16 else ''}"
+    return words[:_KERNELS_CHARACTERS_MAX]
 
 
 def _needed(sequence: Sequence) -> int:

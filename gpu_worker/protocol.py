@@ -209,7 +209,7 @@ class Stats:
     kv_tokens_used: int
     """Tokens that hold a place in the cache now."""
     tokens_per_s: int
-    """Answer tokens per second over the last busy seconds; 0 before the first answer."""
+    """Tokens per second of one answer, over the last steps; 0 before the first answer."""
     adapters: int
     """Adapters that are loaded, resident or not."""
     resident: tuple[ModelId, ...]

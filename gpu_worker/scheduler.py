@@ -100,7 +100,8 @@ class Scheduler:
         return sum(sequence.computed for sequence in self.running)
 
     def submit(self, request: Generate, tokens_per_s: int) -> None:
-        """Queues a request. Raises `RefusedError`; `tokens_per_s` is for saying when to try again."""
+        """Queues a request. Raises `RefusedError`; `tokens_per_s`, of one answer, is for saying when to try
+        again."""
         length = len(request.prompt) + request.max_tokens
         if length > self._max_context:
             raise RefusedError(
@@ -115,7 +116,7 @@ class Scheduler:
         queued = sum(len(r.prompt) + r.max_tokens for r in self.waiting)
         if len(self.waiting) >= WAITING_MAX or (self.waiting and queued + length > WAITING_TOKENS_MAX):
             left = queued + sum(s.request.max_tokens - len(s.answer) for s in self.running)
-            retry_after_ms = min(60_000, max(500, left * 1000 // max(tokens_per_s, 1) // 2))
+            retry_after_ms = min(60_000, max(500, left * 1000 // (max(tokens_per_s, 1) * self._slots) // 2))
             raise RefusedError(BUSY, f"{len(self.waiting)} requests are waiting already", retry_after_ms)
         self.waiting.append(request)
 

@@ -29,6 +29,7 @@ from gpu_worker.protocol import (  # noqa: E402
     Generate,
     Generated,
     Loaded,
+    WorkerSettings,
 )
 from tests.support.engines import answers, ask, make_engine, run  # noqa: E402
 from tests.support.tiny_base import VOCABULARY, write_tiny_adapter, write_tiny_base  # noqa: E402
@@ -257,6 +258,16 @@ def test_a_failing_device_ends_what_ran_and_no_more(folder: Path, monkeypatch: p
     assert [(e.request, e.code) for e in events if isinstance(e, Failed)] == [(1, DEVICE), (2, DEVICE)]
     assert all("\x1b" not in e.reason for e in events if isinstance(e, Failed))
     assert set(answers(run(engine))) == {3}
+
+
+def test_speed_is_that_of_one_answer(folder: Path) -> None:
+    ticks = iter(range(10_000))
+    engine = Engine(WorkerSettings(base=str(folder), quantization="fp32"), lambda: next(ticks) * 0.05)
+    assert engine.stats(0).tokens_per_s == 0
+    for number in range(4):
+        engine.submit(ask(number, range(5)))
+    run(engine)
+    assert engine.stats(0).tokens_per_s == 20
 
 
 def test_what_a_worker_says_of_itself(folder: Path) -> None:
