@@ -198,6 +198,10 @@ async def test_many_short_streams_leave_nothing_behind() -> None:
                 await stream.close_write()
                 assert await stream.read(1) == b""
             await stream.reset()
+        for _ in range(50):
+            stream = await other.open(node.account, MESHSUB)  # the library's own reader, which waits for more
+            await trio.sleep(0.005)
+            await stream.reset()
         await trio.sleep(0.5)
         for side, peer in ((node, other), (other, node)):
             running = side._running
@@ -320,7 +324,7 @@ async def test_a_gossip_flood_is_cut_before_verifying() -> None:
     async with open_node() as node, open_attacker() as attacker:
         frames = node.subscribe(TOPIC)
         stream = await gossip(attacker, node)
-        total = limits.FORWARDER_FRAMES_BURST + 500
+        total = limits.FORWARDER_FRAMES_BURST + 1500
         for start in range(0, total, 100):
             rpc = rpc_pb2.RPC(publish=[signed_message(attacker, b"x", start + n + 1) for n in range(100)])
             await stream.write(encode_varint_prefixed(rpc.SerializeToString()))
@@ -565,6 +569,7 @@ async def test_a_silent_connection_is_dropped(monkeypatch: pytest.MonkeyPatch) -
 
 async def test_a_peer_that_takes_no_bytes_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "WRITE_STALL_S", 0.5)
+    monkeypatch.setattr(limits, "SILENCE_MAX_S", 60.0)
     async with open_node() as node, open_attacker() as attacker:
         connection = await dial(attacker, node)
         await until(lambda: bool(node.links()))
@@ -591,6 +596,12 @@ async def test_nobody_is_dialled_behind_our_back() -> None:
         await until(lambda: not other.links())
         with pytest.raises(LinkError):
             await node.open(other.account, ECHO)
+        running = node._running
+        assert running is not None
+        peer = peer_of(other.account)
+        running.swarm.peerstore.add_addrs(peer, [Multiaddr(other.addresses[0])], 100)
+        with pytest.raises(SwarmException):
+            await running.swarm.new_stream(peer)
         await trio.sleep(1.5)
         assert not node.links()
         assert not other.links()
