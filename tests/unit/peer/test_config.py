@@ -19,6 +19,7 @@ from peer.config import (
     WitnessConfig,
     WorkerConfig,
     load_config,
+    override,
     parse_bind,
     parse_config,
     render_config,
@@ -133,3 +134,13 @@ def test_binds() -> None:
     for wrong in ("", ":", "host", "host:", "host:-1", "host:\u0663", "host:65536"):
         with pytest.raises(ValueError, match="host:port"):
             parse_bind(wrong)
+
+
+def test_the_command_line_replaces_values() -> None:
+    base = Config(worker=WorkerConfig(price_in=5))
+    changed = override(base, {"worker.enabled": True, "peer.listen": ["/ip4/10.0.0.7/tcp/1"]})
+    assert changed.worker == WorkerConfig(price_in=5, enabled=True)
+    assert changed.peer.listen == ("/ip4/10.0.0.7/tcp/1",)
+    assert override(base, {}) == base
+    with pytest.raises(LocalError, match=r"worker\.price_out must be an integer"):
+        override(base, {"worker.price_out": -1})

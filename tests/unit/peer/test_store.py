@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import peer.store
 from gossip_ledger.errors import LocalError
 from gossip_ledger.records import BlobId, RecordId
-from peer.store import MemoryStore, SqliteStore, Store, open_store
+from peer.store import MemoryStore, SqliteStore, Store, open_store, open_store_to_read
 
 
 def row(number: int, body: bytes = b"body") -> tuple[RecordId, str, bytes]:
@@ -339,3 +339,31 @@ async def test_a_damaged_blob_is_reported_dropped_and_never_returned(path: Path)
     await store.put_blobs([(name, data)])
     assert await store.get_blob(name) == data
     store.close()
+
+
+async def test_a_reader_sees_a_store_in_use_and_changes_nothing(path: Path) -> None:
+    with pytest.raises(LocalError, match="no store"):
+        open_store_to_read(path)
+    store = open_store(path)
+    await store.append_records([row(1)])
+    await store.put_blobs([blob(b"data")])
+    reader = open_store_to_read(path)
+    assert list(reader.read_records()) == [row(1)]
+    assert reader.read_blob(blob(b"data")[0]) == b"data"
+    assert reader.read_blob(blob(b"other")[0]) is None
+    await reader.integrity()
+    await store.append_records([row(2)])
+    assert list(reader.read_records()) == [row(1), row(2)]
+    with pytest.raises(LocalError, match="cannot be written"):
+        await reader.append_records([row(3)])
+    reader.close()
+    store.close()
+
+
+def test_a_reader_of_an_older_store(path: Path) -> None:
+    open_store(path).close()
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version = 0")
+    db.close()
+    with pytest.raises(LocalError, match="older upkeep"):
+        open_store_to_read(path)
