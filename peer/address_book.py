@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, final
 
+import structlog
 import trio
 
 from gossip_ledger.codec import Schema, Table, text, uint
-from gossip_ledger.errors import DecodeError
+from gossip_ledger.errors import DecodeError, LocalError
 from p2p.protocols.limits import ADDRESS_BYTES_MAX
 from peer.store import Put, Store
 
@@ -50,6 +51,7 @@ class StoredAddressBook:
         self._store = store
         self._rows: dict[str, AddressRow] = {}
         self._changed: set[str] = set()
+        self._log = structlog.get_logger("addresses")
 
     def list(self) -> Sequence[str]:
         return [row.address for row in sorted(self._rows.values(), key=_rank)]
@@ -91,8 +93,11 @@ class StoredAddressBook:
             for address in changed:
                 row = self._rows.get(address)
                 puts.append((NAMESPACE, address.encode(), None if row is None else _ROWS.encode(row)))
-            if puts:
+            try:
                 await self._store.transact(puts)
+            except LocalError as error:
+                self._changed |= changed
+                self._log.warning("addresses_not_saved", reason=str(error))
 
 
 def _rank(row: AddressRow) -> tuple[int, int, str]:

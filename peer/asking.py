@@ -139,8 +139,12 @@ class Asker:
                 await job.events.send(RequestError(ErrorCode.NOT_READY, str(error)))
 
     async def _keep_partial(self, job: Job) -> None:
+        """Best effort: what was charged stands in the wallet and the ledger."""
         if job.asks:
-            await self._answers.keep(self._row(job, "lost"))
+            try:
+                await self._answers.keep(self._row(job, "lost"))
+            except LocalError as error:
+                self._log.warning("answer_not_kept", reason=str(error))
 
     async def _answer(self, job: Job) -> str:
         """Tries workers until one finishes the answer. Returns the finish reason."""

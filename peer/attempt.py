@@ -39,7 +39,7 @@ from p2p.protocols.ask_payer_state import (
 )
 from p2p.protocols.limits import ASK_FRAME_BYTES_MAX, ASK_RECORDS_MAX, SALT_BYTES
 from p2p.protocols.session import Send
-from p2p.quotes import SignedQuote, check_quote, quoted_fee
+from p2p.quotes import QuoteError, SignedQuote, check_quote, quoted_fee
 from p2p.transport import LinkError, Transport
 from peer.answer_text import AnswerText
 from peer.api import AskEvent, AskOptions, ErrorCode, RequestError, Routed, Text
@@ -209,6 +209,7 @@ class Attempt:
             model=self._job.model,
             now_s=self._payer.clock.now_s(),
         )
+        self._check_price(quote)
         self.quote = quote
         if self._is_quote_only or self._job.stop.is_set():
             return Stop()
@@ -228,6 +229,12 @@ class Attempt:
         )
         return Ask(request=request, quote=quote)
 
+    def _check_price(self, signed: SignedQuote) -> None:
+        """A worker is chosen by its advert, so it is held to it. Raises `QuoteError`."""
+        quote, advert = signed.quote, self._advert
+        if quote.price_in > advert.price_in or quote.price_out > advert.price_out:
+            raise QuoteError("the quote is dearer than the advert")
+
     async def _reserve(self, signed: SignedQuote) -> AskRequest:
         job, quote, payer = self._job, signed.quote, self._payer
         most = quoted_fee(quote, len(self._prompt), job.tokens_left)
@@ -237,14 +244,13 @@ class Attempt:
             most = min(most, budget)
         if most < least:
             raise LocalError(f"max_fee leaves {most} micro-units and the first token costs {least}; raise it")
-        opened = await payer.wallet.ensure_open(self._advert.worker, most)
         self._row = await payer.wallet.reserve(
-            opened=opened, worker=self._advert.worker, model=job.model, answer=job.id, max_fee=most
+            worker=self._advert.worker, model=job.model, answer=job.id, max_fee=most
         )
         ledger = payer.service.ledger
         pending = ledger.pending(payer.signer.account)[-ASK_RECORDS_MAX:]
         return AskRequest(
-            open=opened,
+            open=self._row.open,
             ask=self._row.ask,
             model=job.model,
             quote=ask_payer.quote_id(quote, payer.service.network),

@@ -7,6 +7,7 @@ from typing import final
 import trio
 
 from gossip_ledger.errors import LocalError, UnsoundError
+from gossip_ledger.limits import UNCERTIFIED_ENTRIES_MAX
 from gossip_ledger.records import Body, Entry, RecordId, Release
 from gossip_ledger.signing import Signer, record_id, sign_record
 from gossip_ledger.soundness import extend_account
@@ -33,6 +34,12 @@ class Author:
                 raise LocalError(
                     "this account is frozen: two different entries were signed at one place of its chain"
                 )
+            if len(ledger.pending(self._signer.account)) >= UNCERTIFIED_ENTRIES_MAX:
+                # The next one would be dropped by everybody, and its place signed twice.
+                raise LocalError(
+                    f"{UNCERTIFIED_ENTRIES_MAX} entries of this account wait for the witnesses; "
+                    "try again once they answer"
+                )
             entry = Entry(
                 author=self._signer.account,
                 seq=tip.seq + 1,
@@ -45,9 +52,11 @@ class Author:
                 extend_account(tip, entry, record_id(entry, self._service.network), self._service.genesis)
             except UnsoundError as error:
                 raise LocalError(f"the ledger does not allow it: {error}") from error
-            return await self._service.append_own(signed)
+            (written,) = await self._service.append_own(signed)
+            return written
 
     async def release(self, hold: RecordId, spent: int) -> RecordId:
         """Lowers the limit of an expired hold to what was spent."""
         record = Release(author=self._signer.account, hold=hold, spent=spent)
-        return await self._service.append_own(sign_record(record, self._signer, self._service.network))
+        (written,) = await self._service.append_own(sign_record(record, self._signer, self._service.network))
+        return written

@@ -29,10 +29,14 @@ from gossip_ledger.records import (
 )
 from gossip_ledger.signing import blob_id, record_id, record_kind, verify_signed
 from peer.bell import Bell
-from peer.store import Store
+from peer.store import Put, Store
 
 VERIFY_BATCH = 32
 """Records verified between two chances for other tasks to run: about 3 ms."""
+
+
+_Fresh = tuple[RecordId, Signed, bytes]
+"""A verified record that is not held yet: its id, itself and how it travels."""
 
 
 @final
@@ -62,39 +66,42 @@ class LedgerService:
 
     async def load(self) -> int:
         """Rebuilds the projection from records verified on arrival; returns their number."""
-        count = 0
+        held: list[tuple[RecordId, Signed]] = []
         async for ident, _kind, data in self._store.load_records():
-            self.ledger.add(SIGNED_RECORDS.decode(data), RecordId(ident))
-            count += 1
-            if count % VERIFY_BATCH == 0:
+            held.append((RecordId(ident), SIGNED_RECORDS.decode(data)))
+            if len(held) % VERIFY_BATCH == 0:
                 await trio.lowlevel.checkpoint()
+        self.ledger.add_all(held)  # acks first, so that nothing certified falls to the bounds on the rest
         for wanted in tuple(self.ledger.wanted_manifests()):
             data = await self._store.get_blob(manifest_blob(wanted))
             if data is not None:
                 self.ledger.add_manifest(MANIFESTS.decode(data))
         self.ledger.take_finalized()
         self.changed.ring()
-        return count
+        return len(held)
 
     async def ingest(self, items: Sequence[bytes], source: AccountId | None) -> Ingested:
         """Takes in signed records. Broken ones are refused with a reason, the others durable on return."""
-        fresh: list[tuple[RecordId, Signed, bytes]] = []
+        fresh: list[_Fresh] = []
         refused: list[str] = []
         known = 0
-        for index, data in enumerate(items, 1):
-            try:
-                found = self._judge(data)
-            except RemoteError as error:
-                refused.append(str(error))
-            else:
-                if found is None:
-                    known += 1
+        try:
+            for index, data in enumerate(items, 1):
+                try:
+                    found = self._judge(data)
+                except RemoteError as error:
+                    refused.append(str(error))
                 else:
-                    fresh.append((*found, data))
-                    self._arriving.add(found[0])
-            if index % VERIFY_BATCH == 0:
-                await trio.lowlevel.checkpoint()
-        new = await self._keep(fresh)
+                    if found is None:
+                        known += 1
+                    else:
+                        fresh.append((*found, data))
+                        self._arriving.add(found[0])
+                if index % VERIFY_BATCH == 0:
+                    await trio.lowlevel.checkpoint()
+            new = await self._keep(fresh)
+        finally:
+            self._arriving.difference_update(ident for ident, _, _ in fresh)
         if refused:
             self._log.warning("records_refused", count=len(refused), first=refused[0], source=_short(source))
         return Ingested(new=new, known=known, refused=tuple(refused))
@@ -104,29 +111,38 @@ class LedgerService:
         ident = record_id(signed.record, self.network)
         if ident in self._arriving or self.ledger.has(ident):
             return None
+        reason = self.ledger.may_add(signed)
+        if reason:
+            raise RemoteError(reason)
         verify_signed(signed, self.network)
         return ident, signed
 
-    async def _keep(self, fresh: list[tuple[RecordId, Signed, bytes]]) -> tuple[RecordId, ...]:
+    async def _keep(self, fresh: Sequence[_Fresh], puts: Sequence[Put] = ()) -> tuple[RecordId, ...]:
+        """Stores, then shows. Cancelling cannot part the two: an author whose entry is on disk and not in
+        the projection would sign another one at its place.
+        """
         if not fresh:
             return ()
-        try:
-            await self._store.append_records(
-                [(ident, record_kind(signed.record), data) for ident, signed, data in fresh]
-            )
-            added = tuple(ident for ident, signed, _ in fresh if self.ledger.add(signed, ident))
-        finally:
-            self._arriving.difference_update(ident for ident, _, _ in fresh)
+        rows = [(ident, record_kind(signed.record), data) for ident, signed, data in fresh]
+        with trio.CancelScope(shield=True):
+            await self._store.transact(puts, rows)
+        added = tuple(ident for ident, signed, _ in fresh if self.ledger.add(signed, ident))
         self.changed.ring()
         return added
 
-    async def append_own(self, signed: Signed) -> RecordId:
-        """Stores a record that this node signed, then hands it to gossip. Durable before anybody sees it."""
-        data = SIGNED_RECORDS.encode(signed)
-        ident = record_id(signed.record, self.network)
-        await self._keep([(ident, signed, data)])
-        self._on_own(data)
-        return ident
+    async def append_own(self, *records: Signed, puts: Sequence[Put] = ()) -> tuple[RecordId, ...]:
+        """Stores records that this node signed, all or none, then hands them to gossip.
+
+        Durable before anybody sees them, and with them `puts`: what the books say because of them.
+        """
+        fresh = [
+            (record_id(signed.record, self.network), signed, SIGNED_RECORDS.encode(signed))
+            for signed in records
+        ]
+        await self._keep(fresh, puts)
+        for _, _, data in fresh:
+            self._on_own(data)
+        return tuple(ident for ident, _, _ in fresh)
 
     async def add_manifest(self, data: bytes) -> Manifest:
         """Takes in a manifest's canonical bytes. Raises `DecodeError`."""

@@ -6,6 +6,7 @@ checked while it arrives; so whoever serves it, it is the right one or none.
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ TABLES_MAX: Final = 32
 FETCH_BATCH: Final = 8
 """Blobs asked of one peer at once: at most 8 MiB."""
 FETCH_RETRY_S: Final = 2.0
+FILE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 FILE_BYTES_MAX: Final = 256 << 20
 """Largest file put together in memory."""
 
@@ -100,14 +102,22 @@ class Library:
         if file.size > FILE_BYTES_MAX:
             raise RemoteError(f"{file.name} is larger than {FILE_BYTES_MAX} bytes")
         await self.ensure(file.chunks)
-        parts = [await self._store.get_blob(chunk) for chunk in file.chunks]
-        data = b"".join(part for part in parts if part is not None)
+        data = bytearray()
+        for chunk in file.chunks:
+            data += await self._store.get_blob(chunk) or b""
+            if len(data) > file.size:
+                break
         if len(data) != file.size:
-            raise RemoteError(f"{file.name} has {len(data)} bytes and its manifest says {file.size}")
-        return data
+            raise RemoteError(
+                f"the blobs of {file.name} are not the {file.size} bytes that its manifest says"
+            )
+        return bytes(data)
 
     async def tokenizer(self, base: bytes) -> Tokenizer:
         """The tokenizer of a base, as its published manifest binds it. Raises `RequestError`."""
+        found = self._tokenizers.get(base)
+        if found is not None:
+            return found
         async with self._lock:
             found = self._tokenizers.get(base)
             if found is None:
@@ -144,25 +154,32 @@ class Library:
     async def write_files(self, manifest: Manifest, folder: Path) -> None:
         """Puts a model's files into `folder`, each whole or not at all. Names are checked."""
         for file in manifest.files:
-            if "/" in file.name or file.name.startswith("."):
+            if not FILE_NAME.fullmatch(file.name):
                 raise RemoteError(f"a manifest names a file {file.name!r}")
             data = await self.file(file)
             await trio.to_thread.run_sync(_write_whole, folder / file.name, data)
 
     async def keep_manifests(self) -> None:
         """Fetches every manifest that the ledger names and does not hold, for as long as the node runs."""
-        seen = -1
+        seen, useless = -1, set[ModelId]()
         while True:
             with trio.move_on_after(FETCH_RETRY_S):
                 seen = await self._service.changed.wait(seen)
-            for wanted in tuple(self._service.ledger.wanted_manifests()):
+            wanted = self._service.ledger.wanted_manifests()
+            useless &= wanted
+            missing = sorted(wanted - useless)
+            try:
+                await self.ensure([manifest_blob(model) for model in missing])
+            except RemoteError as error:
+                self._log.debug("manifests_missing", reason=str(error))
+            for model in missing:
+                data = await self._store.get_blob(manifest_blob(model))
                 try:
-                    await self.ensure([manifest_blob(wanted)])
-                    data = await self._store.get_blob(manifest_blob(wanted))
                     if data is not None:
                         await self._service.add_manifest(data)
                 except RemoteError as error:
-                    self._log.debug("manifest_missing", model=wanted.hex()[:8], reason=str(error))
+                    useless.add(model)
+                    self._log.info("not_a_manifest", model=model.hex()[:8], reason=str(error))
 
 
 def _remember(cache: OrderedDict[_K, _V], key: _K, value: _V, most: int) -> None:

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, final
+from typing import final
 
 import structlog
 import trio
 
-from gossip_ledger.errors import LocalError, RemoteError
 from gossip_ledger.genesis import Genesis
 from gossip_ledger.records import AccountId
 from gossip_ledger.signing import Signer
@@ -39,8 +38,6 @@ from peer.store import Store
 from peer.till import Till
 from peer.wallet import Wallet
 from peer.witnessing import WitnessService
-
-LEFTOVER_RETRY_S: Final = 2.0
 
 
 @final
@@ -167,9 +164,9 @@ class Node:
             )
             nursery.start_soon(sweep.run, self.spreader.synced)
         if self.given.worker is not None:
-            self._start_worker(nursery, self.given.worker)
+            await self._start_worker(nursery, self.given.worker)
 
-    def _start_worker(self, nursery: trio.Nursery, worker: Worker) -> None:
+    async def _start_worker(self, nursery: trio.Nursery, worker: Worker) -> None:
         given = self.given
         self.stock = Stock(
             service=self.service, library=self.library, engine=worker.engine, folder=worker.folder
@@ -182,6 +179,7 @@ class Node:
             attribute=self.attributor.attribute,
             exposure=worker.exposure,
         )
+        await self.till.load()
         self.server = AskServer(
             service=self.service,
             till=self.till,
@@ -206,18 +204,5 @@ class Node:
         )
         given.transport.serve(ASK_PROTOCOL, self.server.serve)
         nursery.start_soon(self.stock.run)
-        nursery.start_soon(self._settle_leftovers, self.till)
+        nursery.start_soon(self.till.run)
         nursery.start_soon(advertiser.run)
-
-    async def _settle_leftovers(self, till: Till) -> None:
-        """Bills signed before a crash become receipts as soon as what they need is at hand."""
-        while True:
-            try:
-                settled = await till.settle_leftovers()
-            except (RemoteError, LocalError) as error:
-                self._log.info("leftovers_wait", reason=str(error))
-                await trio.sleep(LEFTOVER_RETRY_S)
-            else:
-                if settled:
-                    self._log.info("leftovers_settled", receipts=settled)
-                return

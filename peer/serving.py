@@ -13,7 +13,7 @@ from typing import Any, Final, final
 import structlog
 import trio
 
-from gossip_ledger.errors import LocalError
+from gossip_ledger.errors import UpkeepError
 from gossip_ledger.records import AccountId, Bill, ModelId, RecordId, Signature
 from gossip_ledger.signing import Signer
 from gpu_worker.protocol import BARE_BASE, BUSY, TOO_LONG, Failed, Finished, Generate, Generated
@@ -41,7 +41,7 @@ from p2p.protocols.ask_worker_state import (
     StoreBill,
     WorkerSession,
 )
-from p2p.protocols.limits import ASK_FRAME_BYTES_MAX
+from p2p.protocols.limits import ASK_FRAME_BYTES_MAX, REASON_BYTES_MAX
 from p2p.protocols.session import Send
 from p2p.quotes import Quote, SignedQuote, quote_id, sign_quote
 from p2p.transport import Stream
@@ -60,6 +60,8 @@ STREAMS_PER_PAYER_MAX: Final = 16
 """Concurrent asks of one payer: what it can make this worker prefill for nothing."""
 EPOCHS_BACK: Final = 2
 EPOCHS_AHEAD: Final = 2
+SETTLE_WAIT_S: Final = 20.0
+"""How long a receipt waits for its open to become final before the payer is let go without it."""
 OPEN_WAIT_S: Final = 5.0
 """How long an ask waits for its open to become final, where the exposure does not cover it."""
 
@@ -151,9 +153,11 @@ class AskServer:
             self._quotes.popitem(last=False)
         return signed
 
-    def quoted(self, ident: RecordId) -> SignedQuote | None:
-        """A quote of ours that still holds."""
+    def quoted(self, ident: RecordId, latest: SignedQuote | None) -> SignedQuote | None:
+        """A quote of ours that still holds. `latest` is the last one given on the same stream."""
         signed = self._quotes.get(ident)
+        if latest is not None and quote_id(latest.quote, self.service.network) == ident:
+            signed = latest
         return signed if signed is not None and signed.quote.expiry_s > self.clock.now_s() else None
 
     def epochs(self) -> tuple[int, int]:
@@ -171,6 +175,8 @@ class _Conversation:
         self._payer = payer
         self._request: AskRequest | None = None
         self._row: TabRow | None = None
+        self._quote: SignedQuote | None = None
+        """The last quote given on this stream: an ask that follows at once finds it whoever else asks."""
         self._engine_scope = trio.CancelScope()
         self._is_aborted = False
 
@@ -184,8 +190,12 @@ class _Conversation:
         try:
             await drive(self._channel, session, ask_worker.step, decode=TO_WORKER.decode, attach=self._attach)
         finally:
-            if self._request is not None and self._row is None:
-                self._server.till.dropped((self._request.open, self._request.ask))
+            if self._request is not None:
+                key = self._request.open, self._request.ask
+                if self._row is None:
+                    self._server.till.dropped(key)
+                else:
+                    self._server.till.left(key)
             if self._is_aborted:
                 await self._channel.reset()
         await self._channel.close()
@@ -197,7 +207,10 @@ class _Conversation:
                     nursery.start_soon(self._generate, request, tokens_max, events)
                 case PrepareQuote(request=request):
                     quoted = self._server.quote(self._payer, request)
-                    return quoted if isinstance(quoted, Refuse) else QuoteReady(quote=quoted)
+                    if isinstance(quoted, Refuse):
+                        return quoted
+                    self._quote = quoted
+                    return QuoteReady(quote=quoted)
                 case Admit(request=request):
                     return await self._admit(request)
                 case Settle():
@@ -225,7 +238,7 @@ class _Conversation:
 
     async def _admit(self, request: AskRequest) -> Accept | Refuse:
         server = self._server
-        quote = server.quoted(request.quote)
+        quote = server.quoted(request.quote, self._quote)
         if quote is None:
             return Refuse(
                 code=codes.BAD_QUOTE, reason="that quote is unknown here or has expired; ask for another"
@@ -256,10 +269,30 @@ class _Conversation:
     async def _generate(
         self, request: AskRequest, tokens_max: int, events: trio.MemorySendChannel[Any]
     ) -> None:
-        server = self._server
-        manifest = server.stock.resident[ModelId(request.model)]
-        tokenizer = await server.stock.tokenizer(manifest)
-        job = Generate(
+        ending: Any = EngineFailed(code=codes.ENGINE, reason="the engine said nothing")
+        with self._engine_scope:
+            try:
+                job = await self._job(request, tokens_max)
+                async with self._server.engine.generate(job) as stream:
+                    async for event in stream:
+                        match event:
+                            case Generated(ids=ids):
+                                await events.send(Produced(ids=ids))
+                            case Finished(reason=reason):
+                                ending = EngineDone(reason=reason)
+                            case Failed(code=code, reason=reason):
+                                ending = EngineFailed(
+                                    code=_ENGINE_CODES.get(code, codes.ENGINE), reason=_short(reason)
+                                )
+            except UpkeepError as error:
+                ending = EngineFailed(code=codes.ENGINE, reason=_short(str(error)))
+            await events.send(ending)
+
+    async def _job(self, request: AskRequest, tokens_max: int) -> Generate:
+        stock = self._server.stock
+        manifest = stock.resident[ModelId(request.model)]
+        tokenizer = await stock.tokenizer(manifest)
+        return Generate(
             request=0,
             model=BARE_BASE if manifest.kind == "base" else ModelId(request.model),
             prompt=request.prompt,
@@ -269,23 +302,6 @@ class _Conversation:
             seed=request.seed,
             stop_ids=tokenizer.stop_ids,
         )
-        ending: Any = EngineFailed(code=codes.ENGINE, reason="the engine said nothing")
-        with self._engine_scope:
-            try:
-                async with server.engine.generate(job) as stream:
-                    async for event in stream:
-                        match event:
-                            case Generated(ids=ids):
-                                await events.send(Produced(ids=ids))
-                            case Finished(reason=reason):
-                                ending = EngineDone(reason=reason)
-                            case Failed(code=code, reason=reason):
-                                ending = EngineFailed(
-                                    code=_ENGINE_CODES.get(code, codes.ENGINE), reason=reason[:256]
-                                )
-            except LocalError as error:
-                ending = EngineFailed(code=codes.ENGINE, reason=str(error)[:256])
-            await events.send(ending)
 
     async def _keep(self, bill: Bill, signature: Signature, output: tuple[int, ...]) -> None:
         assert self._request is not None
@@ -294,7 +310,15 @@ class _Conversation:
 
     async def _settle(self) -> ReceiptReady:
         assert self._row is not None, "a bill was stored before it is settled"
+        with trio.move_on_after(SETTLE_WAIT_S):
+            await self._server.service.wait_final(self._row.bill.open)
         return ReceiptReady(signed=await self._server.till.settle(self._row))
 
 
 _ENGINE_CODES: Final = {BUSY: codes.BUSY, TOO_LONG: codes.TOO_LONG}
+
+
+def _short(reason: str) -> str:
+    """A reason in words that fits a message, whoever wrote it."""
+    printable = "".join(c if c.isprintable() else " " for c in reason)
+    return printable.encode("utf-8", "replace")[:REASON_BYTES_MAX].decode("utf-8", "ignore")

@@ -12,17 +12,16 @@ from typing import Final, final
 import structlog
 import trio
 
-from gossip_ledger.errors import RemoteError
+from gossip_ledger.errors import UpkeepError
 from gossip_ledger.records import Manifest, ModelId
 from gpu_worker.tokenizer import Tokenizer
-from peer.api import RequestError
-from peer.engine import AdapterRefusedError, Engine, EngineDownError
+from peer.engine import AdapterRefusedError, Engine
 from peer.ledger_service import LedgerService
 from peer.library import Library
 from peer.models import published
 
 RETRY_S: Final = 2.0
-"""Pause after a model whose files could not be had."""
+"""Pause before a model that could not be had is tried again; the others do not wait for it."""
 
 
 @final
@@ -35,6 +34,8 @@ class Stock:
         self._engine = engine
         self._folder = folder
         self._refused: set[ModelId] = set()
+        self._later: dict[ModelId, float] = {}
+        """When a model that could not be had is tried again."""
         self.resident: dict[ModelId, Manifest] = {}
         self._log = structlog.get_logger("stock")
 
@@ -49,7 +50,9 @@ class Stock:
             with trio.move_on_after(RETRY_S):
                 seen = await self._service.changed.wait(seen)
             for entry in published(self._service.ledger):
-                if entry.model not in self.resident and entry.model not in self._refused:
+                if entry.model in self.resident or entry.model in self._refused:
+                    continue
+                if self._later.get(entry.model, 0.0) <= trio.current_time():
                     await self._take(entry.model, entry.manifest)
 
     async def _take(self, model: ModelId, manifest: Manifest) -> None:
@@ -66,9 +69,10 @@ class Stock:
         except AdapterRefusedError as error:
             self._refused.add(model)
             self._log.warning("model_refused", model=manifest.name, reason=str(error))
-        except (RemoteError, RequestError, EngineDownError) as error:
+        except UpkeepError as error:
             self._log.info("model_not_had_yet", model=manifest.name, reason=str(error))
-            await trio.sleep(RETRY_S)
+            self._later[model] = trio.current_time() + RETRY_S
         else:
             self.resident[model] = manifest
+            self._later.pop(model, None)
             self._log.info("model_loaded", model=manifest.name, id=model.hex()[:8])

@@ -1,12 +1,12 @@
 """The payer's book: opens sized ahead of need, asks reserved before they are sent, nothing charged twice.
 
-For each open, `committed` is the sum over its asks of the last bill signed, or of the ask's `max_fee` while
-it runs (also after a crash). It never exceeds the open's limit, and no release says less.
+For each open, `committed` is what final receipts say and, for asks without one, the last bill signed, or the
+ask's `max_fee` while it runs (also after a crash). It never exceeds the open's limit, and no release says
+less. A row is kept until its receipt is final or its open released.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import replace
 from typing import Final, final
 
@@ -53,8 +53,11 @@ class Wallet:
         self._store = store
         self._clock = clock
         self._entropy = entropy
-        self._asks: dict[RecordId, dict[int, AskRow]] = defaultdict(dict)
-        self._locks: dict[AccountId, trio.Lock] = defaultdict(trio.Lock)
+        self._asks: dict[RecordId, dict[int, AskRow]] = {}
+        self._live: set[AskKey] = set()
+        """Asks that may still be billed: they run here and now."""
+        self._opening = trio.Lock()
+        """One at a time finds room or makes it, so that no two spend the same money."""
         self._collecting = trio.Lock()
         self._log = structlog.get_logger("wallet")
 
@@ -62,15 +65,13 @@ class Wallet:
         """Reads the book. An ask that was running when this node stopped keeps counting at its `max_fee`."""
         for _key, data in await self._store.scan(NAMESPACE):
             row: AskRow = ASK_ROWS.decode(data)
-            self._asks[row.open][row.ask] = row
+            self._asks.setdefault(row.open, {})[row.ask] = row
 
     def committed(self, opened: RecordId) -> int:
         """What was or may yet be billed under an open, micro-units."""
-        settled = self._service.ledger.open_state(opened).tab.fees
-        return sum(
-            settled[row.ask] if row.ask in settled else row.committed  # noqa: SIM401 - no Mapping
-            for row in self._asks.get(opened, {}).values()
-        )
+        tab = self._service.ledger.open_state(opened).tab
+        rows = self._asks.get(opened, {}).values()
+        return tab.cumulative + sum(row.committed for row in rows if row.ask not in tab.fees)
 
     def headroom(self, opened: RecordId) -> int:
         """What a new ask under this open may cost at most."""
@@ -98,21 +99,50 @@ class Wallet:
                 return state.id
         return None
 
-    async def ensure_open(self, worker: AccountId, need: int) -> RecordId:
-        """An open to `worker` with room for `need`, new if need be. Raises `LocalError` without funds."""
-        async with self._locks[worker]:
-            found = self.usable_open(worker, need)
-            if found is not None:
-                return found
-            available = await self.raise_funds(need)
-            if available < need:
-                raise LocalError(
-                    f"this answer may cost {need} micro-units and {max(0, available)} can be spent; "
-                    "lower max_tokens or max_fee, or add money to the account"
-                )
-            limit = max(need, min(OPEN_ASKS * need, available // OPEN_SHARE))
-            expiry = self._epoch() + OPEN_EPOCHS
-            return await self._author.write(Open(worker=worker, limit=limit, expiry=expiry))
+    async def reserve(self, *, worker: AccountId, model: ModelId, answer: bytes, max_fee: int) -> AskRow:
+        """Reserves `max_fee` under a fresh ask number of an open to `worker`, a new one if need be.
+
+        Durable on return, before anything is sent. What was reserved must be `close`d. Raises `LocalError`
+        without funds.
+        """
+        async with self._opening:
+            opened = self.usable_open(worker, max_fee) or await self._open(worker, max_fee)
+            row = AskRow(
+                open=opened,
+                ask=self._fresh_number(opened),
+                worker=worker,
+                model=model,
+                answer=answer,
+                max_fee=max_fee,
+                fee=0,
+                is_closed=0,
+            )
+            self._asks.setdefault(opened, {})[row.ask] = row
+            self._live.add(row.key)
+        try:
+            await self._write(row)
+        except BaseException:
+            self._live.discard(row.key)
+            self._drop(row)
+            raise
+        return row
+
+    def _fresh_number(self, opened: RecordId) -> int:
+        taken, settled = self._asks.get(opened, {}), self._service.ledger.open_state(opened).tip_tab.fees
+        while True:
+            ask = self._entropy.randbits(63)
+            if ask not in taken and ask not in settled:
+                return ask
+
+    async def _open(self, worker: AccountId, need: int) -> RecordId:
+        available = await self.raise_funds(need)
+        if available < need:
+            raise LocalError(
+                f"this answer may cost {need} micro-units and {max(0, available)} can be spent; "
+                "lower max_tokens or max_fee, or add money to the account"
+            )
+        limit = max(need, min(OPEN_ASKS * need, available // OPEN_SHARE))
+        return await self._author.write(Open(worker=worker, limit=limit, expiry=self._epoch() + OPEN_EPOCHS))
 
     async def raise_funds(self, need: int) -> int:
         """What can be spent, after collecting what was earned if that is what it takes. Micro-units."""
@@ -120,40 +150,21 @@ class Wallet:
             await self._collect()
         return self.spendable()
 
-    async def reserve(
-        self, *, opened: RecordId, worker: AccountId, model: ModelId, answer: bytes, max_fee: int
-    ) -> AskRow:
-        """Draws a fresh ask number and reserves `max_fee` for it, durably, before anything is sent."""
-        taken = self._asks[opened]
-        ask = self._entropy.randbits(63)
-        while ask in taken:
-            ask = self._entropy.randbits(63)
-        if self.headroom(opened) < max_fee:
-            raise LocalError("the open has no room left for this ask; ask again")
-        row = AskRow(
-            open=opened,
-            ask=ask,
-            worker=worker,
-            model=model,
-            answer=answer,
-            max_fee=max_fee,
-            fee=0,
-            is_closed=0,
-        )
-        taken[ask] = row
-        try:
-            await self._write(row)
-        except BaseException:
-            del taken[ask]
-            raise
-        return row
-
     async def close(self, key: AskKey, fee: int) -> None:
         """No further bill will be signed for this ask; `fee` is what the last one said."""
         row = replace(self._asks[key[0]][key[1]], fee=fee, is_closed=1)
         assert row.fee <= row.max_fee, "a bill above its maximum was signed"
-        await self._write(row)
-        self._asks[row.open][row.ask] = row
+        try:
+            await self._write(row)
+            self._asks[row.open][row.ask] = row
+        finally:
+            self._live.discard(key)
+
+    def _drop(self, row: AskRow) -> None:
+        rows = self._asks[row.open]
+        del rows[row.ask]
+        if not rows:
+            del self._asks[row.open]
 
     async def _write(self, row: AskRow) -> None:
         await self._store.transact([(NAMESPACE, ask_key_bytes(row.key), ASK_ROWS.encode(row))])
@@ -171,6 +182,7 @@ class Wallet:
                 if self._uncollected() > max(0, self.spendable()):
                     await self._collect()
                 await self._release()
+                await self._forget()
             except LocalError as error:
                 self._log.warning("housekeeping_failed", reason=str(error))
             await trio.sleep(HOUSEKEEPING_S)
@@ -197,8 +209,22 @@ class Wallet:
                 and state.is_final
                 and not state.is_released
                 and epoch > body.expiry + self._service.genesis.grace_epochs
+                and all(opened != state.id for opened, _ in self._live)
             ):
                 await self._author.release(state.id, self.committed(state.id))
+
+    async def _forget(self) -> None:
+        """Drops the rows that say nothing that the ledger does not, and those of released opens."""
+        ledger = self._service.ledger
+        done: list[AskRow] = []
+        for opened, rows in self._asks.items():
+            if ledger.has(opened):
+                state = ledger.open_state(opened)
+                done += [row for row in rows.values() if state.is_released or row.ask in state.tab.fees]
+        done = [row for row in done if row.key not in self._live]
+        await self._store.transact([(NAMESPACE, ask_key_bytes(row.key), None) for row in done])
+        for row in done:
+            self._drop(row)
 
     def _epoch(self) -> int:
         return self._service.epoch(self._clock.now_s())

@@ -1,6 +1,8 @@
-"""The witness' duty: acknowledge what is sound, in batches, each id written down before it is signed.
+"""The witness' duty: acknowledge what is sound, in batches, each promise on disk before anybody sees its ack.
 
-The policy is `gossip_ledger/witness.py`; here are its clock, its memory on disk and its signature.
+The policy is `gossip_ledger/witness.py`; here are its clock, its memory on disk and its signature. Promises
+and acks are written in one transaction: a promise without its ack would never be acknowledged again, and
+would end its chain for ever.
 """
 
 from __future__ import annotations
@@ -64,8 +66,11 @@ class WitnessService:
         self.waiting = dict(step.waiting)
         if not step.batch:
             return
-        await self._store.transact([(NAMESPACE, p.id, PROMISES.encode(p)) for p in step.promises])
+        signed = [
+            sign_record(ack, self._signer, self._service.network)
+            for ack in acks(self._signer.account, step.batch)
+        ]
+        promises = [(NAMESPACE, promise.id, PROMISES.encode(promise)) for promise in step.promises]
+        await self._service.append_own(*signed, puts=promises)
         self._memory.keep(step.promises)
-        for ack in acks(self._signer.account, step.batch):
-            await self._service.append_own(sign_record(ack, self._signer, self._service.network))
         self._log.info("acknowledged", count=len(step.batch), waiting=len(step.waiting))

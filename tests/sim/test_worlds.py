@@ -53,7 +53,7 @@ def _no_reconciliation(patch: pytest.MonkeyPatch) -> None:
 
 
 def _a_disk_that_forgets(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(MemoryStore, "append_records", _nothing)
+    patch.setattr(MemoryStore, "_add_records", lambda _store, _rows: None)
 
 
 def _one_ack_is_enough(patch: pytest.MonkeyPatch) -> None:
