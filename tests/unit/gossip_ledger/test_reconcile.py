@@ -101,7 +101,7 @@ def test_few_differences_in_many_ids_cost_little() -> None:
     one, two, sent = exchange(mine, yours)
     assert (one.have, one.want) == ({ident("mine")}, {ident("yours")})
     assert (two.have, two.want) == ({ident("yours")}, {ident("mine")})
-    assert sum(len(message) for message in sent) < 6_000
+    assert sum(len(message) for message in sent) < 3_000
     assert len(sent) <= 7
 
 
@@ -111,6 +111,16 @@ def test_a_newcomer_learns_everything_in_bounded_messages() -> None:
     assert one.want == frozenset(held.ids)
     assert max(len(message) for message in sent) <= RECONCILE_BYTES_MAX
     assert sum(len(message) for message in sent) < 36 * 30_000
+
+
+def test_what_finds_no_room_is_asked_again() -> None:
+    """Nothing in common: thousands of ranges differ at once, and their lists do not fit one message."""
+    mine, yours = IdSet.of(ident(i) for i in range(30_000)), IdSet.of(ident(-i - 1) for i in range(30_000))
+    one, two, sent = exchange(mine, yours)
+    assert one.have == two.want == frozenset(mine.ids)
+    assert one.want == two.have == frozenset(yours.ids)
+    assert not one.is_cut
+    assert max(len(message) for message in sent) <= RECONCILE_BYTES_MAX
 
 
 def test_the_rounds_are_bounded_and_both_sides_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,6 +144,18 @@ def test_what_a_peer_may_not_say_while_we_pull(message: Event) -> None:
     assert effects[-1].is_breach
 
 
+@pytest.mark.parametrize(("is_initiator", "message"), [(True, Turn()), (False, End())])
+def test_each_side_says_its_own_last_word(is_initiator: bool, message: Event) -> None:
+    held = IdSet.of(())
+    session, _ = begin(held, SALT, 0) if is_initiator else serve(held, 0)
+    session, _ = step(session, ROUNDS[0], 0)
+    assert session.phase is Phase.SERVING
+    session, effects = step(session, message, 0)
+    assert session.phase is Phase.ABORTED
+    assert isinstance(effects[0], Abort)
+    assert effects[0].is_breach
+
+
 def test_no_side_serves_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sync, "PULL_IDS_MAX", 3)
     session, _ = serve(IdSet.of(()), 0)
