@@ -133,7 +133,19 @@ class FakeNode:
         ]
 
     def workers(self) -> list[Json]:
-        return [{"worker": WORKER, "quantization": "bf16", "price_in": 1000, "price_out": 4000, "running": 0}]
+        return [
+            {
+                "account": WORKER,
+                "quantization": "bf16",
+                "price_in": 1000,
+                "price_out": 4000,
+                "running": 0,
+                "waiting": 0,
+                "slots": 8,
+                "tokens_per_s": 20,
+                "models": ["tiny", "poet"],
+            }
+        ]
 
     def models(self) -> list[Json]:
         return [ADAPTER, MODEL]
