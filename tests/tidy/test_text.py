@@ -109,3 +109,10 @@ def test_decisions_are_complete_and_listed() -> None:
         assert path.name.startswith(f"{number:04}-"), path.name
         expect_none(f"{name_of(path)}: lacks {heading}" for heading in ADR_HEADINGS if heading not in text)
         assert f"({path.name})" in index, path.name
+
+
+def test_every_page_of_a_protocol_is_listed() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = sorted((ROOT / "docs" / "protocol").glob("*.md"))
+    assert pages
+    expect_none(name_of(path) for path in pages if f"(protocol/{path.name})" not in index)
