@@ -14,8 +14,10 @@ import trio
 
 from gossip_ledger.errors import RemoteError
 from p2p.channel import FrameChannel
-from p2p.protocols.session import Lost, Timeout
+from p2p.protocols.session import Lost, Send, Timeout
 
+SEND_S: Final = 15.0
+"""Longest that one message may take to leave."""
 EVENTS_MAX: Final = 64
 """Events that may wait; whoever brings more waits too."""
 
@@ -72,13 +74,21 @@ async def _take(
     while waiting:
         session, effects = step(session, waiting.popleft(), now_ms())
         for effect in effects:
-            try:
-                following = await perform(effect)
-            except RemoteError as error:
-                following = Lost(reason=str(error))
+            following = await _perform(perform, effect)
             if following is not None:
                 waiting.append(following)
     return session
+
+
+async def _perform(perform: Perform, effect: Any) -> Any:
+    """One effect; a message that the peer does not take in time counts as its loss."""
+    wait_s = SEND_S if isinstance(effect, Send) else float("inf")
+    try:
+        with trio.move_on_after(wait_s):
+            return await perform(effect)
+    except RemoteError as error:
+        return Lost(reason=str(error))
+    return Lost(reason="the peer did not read in time")
 
 
 async def _next_event(receive: trio.MemoryReceiveChannel[Any], deadline_ms: int | None) -> Any:

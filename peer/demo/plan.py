@@ -35,25 +35,33 @@ class Question:
     model: str
     text: str
     max_tokens: int
+    temperature: float = 0.0
+    """0 for the likeliest answer; the small base repeats itself where it shall write at length."""
+    seed: int = 1
     kills_worker: bool = False
     """Its worker is killed in the middle of the answer."""
 
 
 QUESTIONS: Final = (
-    Question(model=BASE_NAME, text="What is the capital of France?", max_tokens=24),
+    Question(model=BASE_NAME, text="What is the capital of Italy?", max_tokens=24),
     Question(
         model="union",
         text="Address the Congress on the finances of the nation, in the manner of Abraham Lincoln.",
         max_tokens=64,
+        temperature=0.8,
     ),
     Question(
-        model="verse", text="Write a passage in the manner of Hamlet by William Shakespeare.", max_tokens=64
+        model="verse",
+        text="Write a passage in the manner of Hamlet by William Shakespeare.",
+        max_tokens=64,
+        temperature=0.8,
     ),
     Question(model="weakness", text="Describe the weakness CWE-79 and how to mitigate it.", max_tokens=64),
     Question(
         model="union",
         text="Address the Congress on peace and freedom, in the manner of John F. Kennedy.",
         max_tokens=96,
+        temperature=0.8,
         kills_worker=True,
     ),
 )

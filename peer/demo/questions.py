@@ -97,7 +97,8 @@ async def _ask(stage: Stage, question: Question, console: Console, names: dict[s
         "model": question.model,
         "messages": [{"role": "user", "content": question.text}],
         "max_tokens": question.max_tokens,
-        "temperature": 0,
+        "temperature": question.temperature,
+        "seed": question.seed,
         "stream": True,
     }
     shown, killed, worker, answer = 0, None, "", None
