@@ -101,13 +101,13 @@ def outcome(console: Console, document: dict[str, Any], names: dict[str, str], s
     for answer in late:
         console.print(f"[bold]The answer that lost {answer['killed']}[/bold], with both receipts:")
         _shares(console, answer, names)
+    shares = [share for answer in document["answers"] for share in answer["shares"]]
+    funds = {f"fund:{share['account']}": share["name"] for share in shares if share["role"] == "upkeep"}
     table = Table(title="Paid by final receipts", title_justify="left")
     table.add_column("who")
     table.add_column("micro-units", justify="right")
     for account, amount in sorted(document["payouts"].items(), key=lambda pair: -pair[1]):
-        shown = names.get(account) or (
-            "upkeep fund " + account[5:13] if account.startswith("fund:") else account[:8]
-        )
+        shown = names.get(account) or funds.get(account, account[:8])
         table.add_row(shown, f"{amount:,}")
     table.add_row("[bold]sum[/bold]", f"[bold]{sum(document['payouts'].values()):,}[/bold]")
     table.add_row("fees", f"{document['fees']:,}")
