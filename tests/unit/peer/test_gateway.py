@@ -304,6 +304,14 @@ async def test_bodies_that_are_no_request(world: World, content: bytes, kind: st
     assert world.node.asked == []
 
 
+@pytest.mark.parametrize(
+    "data", [b'{"a": 1, "a": 2}', b'{"a": {"b": 1, "b": 1}}', b'{"a": NaN}', b"[]", b"1"]
+)
+def test_json_that_is_no_strict_object(data: bytes) -> None:
+    with pytest.raises(BodyError):
+        parse_object(data)
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_an_object_or_a_body_error(data: bytes) -> None:
@@ -623,15 +631,23 @@ async def test_sessions_end_and_cannot_be_stretched(world: World) -> None:
     async with world.client() as client:
         page = await open_page(world, client)
         name, value = next(iter(client.cookies.items()))
-        world.clock.now += 30 * 86_400 - 1
-        assert (await client.get("/api/status", headers=page)).status_code == 200
-        world.clock.now += 1
-        assert (await client.get("/api/status", headers=page)).status_code == 401
         expiry, rest = value.split(".", 1)
-        for forged in (f"{int(expiry) + 9}.{rest}", f"9{expiry}.{rest}", "..", "", "x", f"{expiry}.{rest}0"):
-            client.cookies.clear()
-            headers = {**page, "Cookie": f"{name}={forged}"}
-            assert (await client.get("/api/status", headers=headers)).status_code == 401
+        client.cookies.clear()
+
+        async def status_with(cookie: str) -> int:
+            headers = {**page, "Cookie": f"{name}={cookie}"}
+            return (await client.get("/api/status", headers=headers)).status_code
+
+        assert await status_with(value) == 200
+        stretched = (f"{int(expiry) + 9}.{rest}", f"9{expiry}.{rest}")
+        for forged in (*stretched, "..", "", "x", value + "0", value[:-1], value[:-64] + "0" * 64):
+            assert await status_with(forged) == 401
+        world.clock.now += 30 * 86_400 - 1
+        assert await status_with(value) == 200
+        world.clock.now += 1
+        assert await status_with(value) == 401
+        for forged in stretched:
+            assert await status_with(forged) == 401
 
 
 async def test_tickets_lapse_and_are_few(world: World) -> None:
