@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final, final
 
 import structlog
@@ -75,7 +75,8 @@ class Asker:
         job = await self._prepare(options, send)
         self._nursery.start_soon(self._run, job)
         try:
-            yield _events(receive)
+            async with aclosing(_events(receive)) as events:
+                yield events
         finally:
             job.stop.set()
 
@@ -244,7 +245,7 @@ class Asker:
         raise RequestError(ErrorCode.NO_WORKERS, "no worker of that model could be reached")
 
 
-async def _events(receive: trio.MemoryReceiveChannel[AskEvent | RequestError]) -> AsyncIterator[AskEvent]:
+async def _events(receive: trio.MemoryReceiveChannel[AskEvent | RequestError]) -> AsyncGenerator[AskEvent]:
     async for event in receive:
         if isinstance(event, RequestError):
             raise event
