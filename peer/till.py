@@ -85,15 +85,19 @@ class Till:
         """Makes receipts of what was left behind, for as long as the worker runs."""
         while True:
             self._woken = trio.Event()
-            for key in sorted(self._left):
-                try:
-                    await self._settle_left(key)
-                except UpkeepError as error:
-                    self._note(key, str(error))
+            await self.settle_left()
             with trio.move_on_after(RETRY_S if self._left else float("inf")):
                 await self._woken.wait()
 
-    async def _settle_left(self, key: AskKey) -> None:
+    async def settle_left(self) -> None:
+        """One try for each ask that was left."""
+        for key in sorted(self._left):
+            try:
+                await self._settle_one(key)
+            except UpkeepError as error:
+                self._note(key, str(error))
+
+    async def _settle_one(self, key: AskKey) -> None:
         data = await self._store.get(NAMESPACE, ask_key_bytes(key))
         if data is None:
             self.dropped(key)

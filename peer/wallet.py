@@ -170,22 +170,26 @@ class Wallet:
         await self._store.transact([(NAMESPACE, ask_key_bytes(row.key), ASK_ROWS.encode(row))])
 
     async def run(self) -> None:
-        """Collects earnings once they exceed what can be spent, and releases what expired.
-
-        Smaller earnings wait until they are needed: each collect is an entry that everybody keeps.
-        """
+        """Keeps house after changes, for as long as the node runs."""
         seen = -1
         while True:
             with trio.move_on_after(60):
                 seen = await self._service.changed.wait(seen)
-            try:
-                if self._uncollected() > max(0, self.spendable()):
-                    await self._collect()
-                await self._release()
-                await self._forget()
-            except LocalError as error:
-                self._log.warning("housekeeping_failed", reason=str(error))
+            await self.keep_house()
             await trio.sleep(HOUSEKEEPING_S)
+
+    async def keep_house(self) -> None:
+        """Collects earnings once they exceed what can be spent, releases what expired, forgets what is over.
+
+        Smaller earnings wait until they are needed: each collect is an entry that everybody keeps.
+        """
+        try:
+            if self._uncollected() > max(0, self.spendable()):
+                await self._collect()
+            await self._release()
+            await self._forget()
+        except LocalError as error:
+            self._log.warning("housekeeping_failed", reason=str(error))
 
     def _uncollected(self) -> int:
         ledger = self._service.ledger
