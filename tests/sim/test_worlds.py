@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from tests.sim.checkers import Broken
 from tests.sim.world import simulate
 
 SEEDS = [int(line.split()[0]) for line in (Path(__file__).parent / "seeds.txt").read_text().splitlines()]
+
+WORLDS_MAX = 40
+"""Worlds tried until one of them notices a planted fault."""
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -70,17 +74,22 @@ def _witnesses_that_ack_everything(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("plant", "seed", "complaint"),
+    ("plant", "complaint"),
     [
-        (_no_reconciliation, 3, "no agreement"),
-        (_a_disk_that_forgets, 3, "not final any more"),
-        (_one_ack_is_enough, 17, "alarm|two records are final at one slot"),
-        (_witnesses_that_ack_everything, 6, "alarm"),
+        (_no_reconciliation, "no agreement"),
+        (_a_disk_that_forgets, "not final any more"),
+        (_one_ack_is_enough, "alarm|two records are final"),
+        (_witnesses_that_ack_everything, "alarm"),
     ],
 )
-def test_a_wrong_node_is_noticed(
-    plant: Plant, seed: int, complaint: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_node_is_noticed(plant: Plant, complaint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not every world gives a fault its chance; one of a few does."""
     plant(monkeypatch)
-    with pytest.raises(Broken, match=complaint):
-        simulate(seed)
+    for seed in range(WORLDS_MAX):
+        try:
+            simulate(seed)
+        except Broken as broken:
+            if re.search(complaint, str(broken)):
+                return
+            raise
+    pytest.fail(f"{WORLDS_MAX} worlds noticed nothing")

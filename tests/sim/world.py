@@ -243,9 +243,13 @@ class World:
         self.network.freeze(frozen.account)
 
     async def _spend_twice(self) -> None:
-        """Two transfers at one place of a chain, each shown to another peer."""
+        """Two transfers at one place of a chain, each shown to a peer on another side of a split."""
         network = network_id(self.genesis)
-        for peer in self.rng.sample(self.peers, k=2):
+        victims = self.rng.sample(self.peers, k=2)
+        side = {peer.account for peer in self.peers if peer not in victims and self.rng.random() < 0.5}
+        side.add(victims[0].account)
+        self.network.partition(side, {peer.account for peer in self.peers} - side)
+        for peer in victims:
             body = Transfer(to=peer.account, amount=GRANT)
             entry = Entry(author=self.liar.account, seq=1, prev=NO_RECORD, epoch=0, body=body)
             self._note(f"liar {record_id(entry, network).hex()}")
