@@ -237,7 +237,6 @@ async def test_inbound_links_are_bounded(autojump_clock: MockClock) -> None:
 async def test_islands_join_after_a_long_partition(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each island is content with the links it has: only the rotation finds the other."""
     monkeypatch.setattr(limits, "LIVENESS_INTERVAL_S", 20.0)
     monkeypatch.setattr(limits, "LINK_TICK_S", 2.0)
     world = World()
@@ -246,11 +245,25 @@ async def test_islands_join_after_a_long_partition(
         world.network.partition({n.account for n in nodes[:8]}, {n.account for n in nodes[8:]})
         await trio.sleep(120)
         assert islands(nodes) == 2
-        assert all(node.outbound() >= limits.OUTBOUND_LINKS_MIN for node in nodes[1:])
         world.network.heal()
         with trio.fail_after(limits.REDIAL_S_MAX + 2 * limits.ROTATE_S):
             while islands(nodes) > 1:
                 await trio.sleep(5)
+
+
+async def test_a_node_that_is_content_still_meets_others(autojump_clock: MockClock) -> None:
+    """What joins islands whose nodes all have the links they want."""
+    world = World()
+    async with AsyncExitStack() as stack:
+        others = [await stack.enter_async_context(world.node(number)) for number in range(2, 6)]
+        node = await stack.enter_async_context(world.node(1, *others[:3]))
+        await trio.sleep(5)
+        assert node.outbound() == limits.OUTBOUND_LINKS_MIN
+        node.links.add_bootstrap(others[3].transport.addresses[0])
+        await trio.sleep(5)
+        assert others[3].account not in node.peers(), "in no hurry"
+        await trio.sleep(limits.ROTATE_S)
+        assert others[3].account in node.peers()
 
 
 async def test_held_links_are_not_rotated_away(
