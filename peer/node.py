@@ -126,8 +126,10 @@ class Node:
         self._log = structlog.get_logger("node")
 
     def _sources(self) -> Sequence[AccountId]:
-        """Whom to ask for blobs: the peers that are linked now."""
-        return [link.peer for link in self.given.transport.links()]
+        """Whom to ask for blobs: linked peers, then the workers, which hold what they serve."""
+        linked = [link.peer for link in self.given.transport.links()]
+        workers = [advert.worker for advert in self.spreader.adverts.live(self.given.clock.now_s())]
+        return [peer for peer in dict.fromkeys((*linked, *workers)) if peer != self.account]
 
     async def start(self, nursery: trio.Nursery) -> None:
         """Loads what is on disk, then starts every service in `nursery`. Raises `LocalError`."""
