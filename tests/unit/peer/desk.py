@@ -13,13 +13,15 @@ from gossip_ledger.genesis import Allocation, Genesis, network_id
 from gossip_ledger.records import (
     MANIFESTS,
     SIGNED_RECORDS,
+    Ack,
     BlobId,
     Cluster,
     ClusterId,
+    Entry,
     Manifest,
     ModelId,
-    Record,
     RecordId,
+    Release,
     Signed,
     Split,
     Weight,
@@ -201,7 +203,7 @@ class Desk:
             await self.take(*acks(WITNESS.account, step.batch), by=WITNESS)
             count += len(step.batch)
 
-    async def take(self, *records: Record, by: SeedSigner) -> tuple[RecordId, ...]:
+    async def take(self, *records: Entry | Release | Ack, by: SeedSigner) -> tuple[RecordId, ...]:
         """Records of somebody else arrive."""
         signed = [SIGNED_RECORDS.encode(sign_record(record, by, NETWORK)) for record in records]
         found = await self.service.ingest(signed, by.account)
