@@ -45,9 +45,7 @@ async def test_a_light_install_asks_and_recomputes(tmp_path: Path) -> None:
         assert confirmed["is_confirmed"], confirmed
         said = await run([python, "-m", "peer", "no-such-command", "--home", str(home.path)])
         assert said.returncode == 2
-        train = await run(
-            [python, "-m", "peer", "adapter", "train", str(tmp_path), str(tmp_path / "a")]
-        )
+        train = await run([python, "-m", "peer", "adapter", "train", str(tmp_path), str(tmp_path / "a")])
         assert train.returncode == 1
         assert b"upkeep[worker]" in train.stderr, train.stderr
         assert train.stderr.count(b"\n") == 1

@@ -1,4 +1,4 @@
-"""The worker's book: admits what can be paid, settles each ask once, and never signs one place twice."""
+"""The worker's book: admits what it can be paid for, settles each ask once, signs no place twice."""
 
 from __future__ import annotations
 
