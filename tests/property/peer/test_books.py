@@ -210,7 +210,7 @@ class Books(RuleBasedStateMachine):
                 hold = signed.record.hold
                 owed = sum(ask.signed for ask in self.asks.values() if ask.row.open == hold)
                 assert signed.record.spent >= owed - self.settled_below_signed(hold)
-                assert signed.record.spent <= ledger.open_state(hold).entry.body.limit  # pyright: ignore
+                assert signed.record.spent <= ledger.open_state(hold).tab.limit
 
     @invariant()
     def what_is_on_disk_is_in_the_ledger_and_money_is_conserved(self) -> None:
