@@ -8,7 +8,7 @@ Left out: decoding and signatures (`signing.admit`), storage, and deciding what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, KeysView
 from typing import final
 
 from gossip_ledger import listing
@@ -132,9 +132,13 @@ class Ledger:
         """A record that is held."""
         return self._index.signed.get(key)
 
-    def ids(self) -> Iterable[RecordId]:
+    def ids(self) -> KeysView[RecordId]:
         """The ids of all records held."""
         return self._index.signed.keys()
+
+    def ids_latest_first(self) -> Iterator[RecordId]:
+        """The same, those that came last at the beginning."""
+        return reversed(self._index.signed)
 
     def manifest(self, model: ModelId) -> Manifest | None:
         """A manifest that is held."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final, final
@@ -39,6 +39,8 @@ from gossip_ledger.records import RecordId
 
 SALT_BYTES: Final = 16
 DIGEST_BYTES: Final = 16
+ID_BYTES: Final = 32
+KEY_BYTES: Final = 40
 
 _ID_COST: Final = 34
 """Encoded bytes of one id in a list."""
@@ -147,22 +149,73 @@ class IdSet:
     ids: tuple[RecordId, ...]
     packed: bytes
     """The same ids, one after the other."""
+    dated: bytes
+    """The same ids once more, each behind its epoch as `KEY_BYTES` in all, sorted so: the newest are last."""
 
     @staticmethod
-    def of(ids: Iterable[RecordId]) -> IdSet:
-        """Sorts `ids`, dropping repeats."""
-        ordered = tuple(sorted(set(ids)))
-        return IdSet(ordered, b"".join(ordered))
+    def of(ids: Iterable[RecordId], epochs: Callable[[RecordId], int] | None = None) -> IdSet:
+        """Sorts `ids`, dropping repeats. `epochs` dates them; without it all have epoch 0."""
+        return IdSet((), b"", b"").plus(set(ids), epochs)
+
+    def plus(self, ids: Collection[RecordId], epochs: Callable[[RecordId], int] | None = None) -> IdSet:
+        """This set and `ids`, none of which it has: quick where they are few."""
+        fresh = sorted(ids)
+        keys = sorted(dated(ident, epochs(ident) if epochs else 0) for ident in fresh)
+        return IdSet(
+            tuple(sorted([*self.ids, *fresh])),
+            _merged(self.packed, ID_BYTES, fresh),
+            _merged(self.dated, KEY_BYTES, keys),
+        )
 
     def find(self, bound: bytes) -> int:
         """How many ids lie below `bound`."""
         return bisect_left(self.ids, bound)
 
+    def find_dated(self, bound: bytes) -> int:
+        """How many ids, each behind its epoch, lie below `bound`."""
+        return _find(self.dated, KEY_BYTES, bound)
+
     def digest(self, start: int, stop: int, salt: bytes) -> bytes:
         """The salted hash over the ids in `start .. stop`."""
         hasher = hashlib.sha256(salt)
-        hasher.update(memoryview(self.packed)[32 * start : 32 * stop])
+        hasher.update(memoryview(self.packed)[ID_BYTES * start : ID_BYTES * stop])
         return hasher.digest()[:DIGEST_BYTES]
+
+    def digest_dated(self, start: int, stop: int, salt: bytes) -> bytes:
+        """The same over `dated`."""
+        hasher = hashlib.sha256(salt)
+        hasher.update(memoryview(self.dated)[KEY_BYTES * start : KEY_BYTES * stop])
+        return hasher.digest()[:DIGEST_BYTES]
+
+
+def dated(ident: RecordId, epoch: int) -> bytes:
+    """An id behind its epoch, big-endian, so that keys sort by time."""
+    return epoch.to_bytes(KEY_BYTES - ID_BYTES, "big") + ident
+
+
+def _find(packed: bytes, width: int, bound: bytes) -> int:
+    """How many of the sorted strings of `width` bytes in `packed` lie below `bound`."""
+    low, high = 0, len(packed) // width
+    while low < high:
+        middle = (low + high) // 2
+        if packed[width * middle : width * (middle + 1)] < bound:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def _merged(packed: bytes, width: int, fresh: list[RecordId] | list[bytes]) -> bytes:
+    """Sorted strings of `width` bytes with others put in, sorted as well."""
+    if not packed:
+        return b"".join(fresh)
+    pieces: list[bytes | memoryview] = []
+    view, start = memoryview(packed), 0
+    for item in fresh:
+        stop = width * _find(packed, width, item)
+        pieces += (view[start:stop], item)
+        start = stop
+    return b"".join([*pieces, view[start:]])
 
 
 @final
@@ -280,7 +333,7 @@ class _Turn:
             return
         cuts = [start + count * part // RECONCILE_SPLIT for part in range(RECONCILE_SPLIT + 1)]
         for first, end in pairwise(cuts):
-            upper = item.upper if end == stop else _separator(self._ids.ids[end - 1], self._ids.ids[end])
+            upper = item.upper if end == stop else separator(self._ids.ids[end - 1], self._ids.ids[end])
             self._ask(lower, Digest(upper=upper, digest=self._ids.digest(first, end, self._salt)))
             lower = upper
 
@@ -294,7 +347,7 @@ class _Turn:
             if ident in theirs:
                 continue
             if len(lacking) == self._room // _ID_COST:
-                upper = left = _separator(lacking[-1], ident)
+                upper = left = separator(lacking[-1], ident)
                 break
             lacking.append(ident)
         mine = frozenset(self._ids.ids[start:stop])
@@ -362,7 +415,7 @@ def _check_list(ids: tuple[RecordId, ...], lower: bytes, upper: bytes) -> None:
         raise ReconcileError("an id lies outside its range")
 
 
-def _separator(low: bytes, high: bytes) -> bytes:
+def separator(low: bytes, high: bytes) -> bytes:
     """The shortest prefix of `high` that is greater than `low`."""
     length = next(place for place, (a, b) in enumerate(zip(low, high, strict=True), 1) if a != b)
     return high[:length]
