@@ -225,8 +225,14 @@ class Want:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Next:
+    """Asks for the next `WANT_IDS_MAX` records of those that both sides know to be wanted."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Records:
-    """Answers one `Want`: as many of the records as the sender holds."""
+    """Answers one `Want` or `Next`: as many of the records as the sender holds."""
 
     records: tuple[bytes, ...]
 
@@ -341,6 +347,7 @@ WANT = Table(71, Want, (("ids", many(_id, WANT_IDS_MAX, minimum=1)),))
 RECORD_BATCH = Table(72, Records, (("records", many(octets_up_to(RECORD_BYTES_MAX), WANT_IDS_MAX)),))
 TURN = Table(73, Turn, ())
 END = Table(74, End, ())
+NEXT_BATCH = Table(75, Next, ())
 GET = Table(80, Get, (("ids", many(_id, BLOB_IDS_MAX, minimum=1)),))
 BLOB = Table(81, Blob, (("id", _id), ("data", octets_up_to(BLOB_BYTES_MAX))))
 MISSING = Table(82, Missing, (("id", _id),))
@@ -351,7 +358,7 @@ TO_WORKER = Schema(QUOTE_REQUEST, ASK_REQUEST, SIGNED_BILL, CANCEL, bytes_max=AS
 """Ask, from the payer to the worker."""
 TO_PAYER = Schema(QUOTED, REFUSED, ACCEPTED, TOKENS, DONE, FAILED, SETTLED, bytes_max=ASK_FRAME_BYTES_MAX)
 """Ask, from the worker to the payer."""
-SYNC_MESSAGES = Schema(ROUND, WANT, RECORD_BATCH, TURN, END, bytes_max=SYNC_FRAME_BYTES_MAX)
+SYNC_MESSAGES = Schema(ROUND, WANT, NEXT_BATCH, RECORD_BATCH, TURN, END, bytes_max=SYNC_FRAME_BYTES_MAX)
 """Sync, both ways."""
 TO_BLOB_SERVER = Schema(GET, END, bytes_max=BLOB_FRAME_BYTES_MAX)
 """Blob, from the one who fetches."""

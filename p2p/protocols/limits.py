@@ -111,6 +111,33 @@ WANT_IDS_MAX: Final = 256
 PULL_IDS_MAX: Final = 1 << 16
 """Most records that one side pulls in one session."""
 
+SYNC_RANGES_MAX: Final = 96
+"""Most ranges that an initiator cuts its records into."""
+
+SYNC_UNDATED_RANGES: Final = 16
+"""Ranges for the records that have no epoch, by id."""
+
+SYNC_RANGE_IDS_MIN: Final = 512
+"""Records in the newest range; further back they grow."""
+
+SYNC_LIST_MIN: Final = 64
+"""So many short ids or fewer are listed at once: no sketch is smaller."""
+
+SYNC_PAGE_CELLS: Final = 21_000
+"""Most cells of a sketch in one message: 252,000 bytes."""
+
+SYNC_PAGE_SHORTS: Final = 31_000
+"""Most short ids in one message: 248,000 bytes."""
+
+SYNC_CELLS_MAX: Final = 4 * SYNC_PAGE_CELLS
+"""Most cells in one session; what does not come apart by then is left to the ranges."""
+
+SYNC_ASKS_MAX: Final = 12
+"""Most questions after the first that a responder answers from its sketch; each takes a pass over its ids."""
+
+PEEL_PASSES_MAX: Final = 1024
+"""Most passes over a sketch while it comes apart; an honest one takes fewer than 100."""
+
 # --- blobs ---
 
 BLOB_FRAME_BYTES_MAX: Final = (1 << 20) + 1024

@@ -4,9 +4,11 @@
     session, effects = serve(ids, now_ms)          # the responder
     effects: `Send`, `Load(ids)` (answer with the command `Loaded`), `Deliver(records)`, `Finish` or `Abort`
 
-First they reconcile (`gossip_ledger/reconcile.py`), then the initiator pulls in batches until it says `Turn`,
-then the responder until it says `End`. A batch is delivered before the next is asked for, so a slow store
-slows the peer down instead of filling memory. Records are opaque here: whoever takes them verifies them.
+First they find out what differs (`differences.py`), then the initiator pulls in batches until it says `Turn`,
+then the responder until it says `End`. What is wanted is known by then to both, and `Next` asks for a batch;
+full ids (`Want`) are needed only where ranges found the differences. A batch is delivered before the next is
+asked for, so a slow store slows the peer down instead of filling memory. Records are opaque here: whoever
+takes them verifies them.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ from enum import Enum, auto
 from typing import Final, assert_never, final
 
 from gossip_ledger.errors import RemoteError
-from gossip_ledger.reconcile import IdSet, Progress, listen, respond
-from gossip_ledger.reconcile import begin as begin_reconciling
+from gossip_ledger.reconcile import IdSet
 from gossip_ledger.records import RecordId
-from p2p.messages import End, Records, Round, Turn, Want
+from p2p.messages import End, Next, Records, Round, Turn, Want
+from p2p.protocols.differences import Exchange, listen, respond
+from p2p.protocols.differences import begin as begin_exchange
 from p2p.protocols.limits import PULL_IDS_MAX, SYNC_STEP_MS, WANT_IDS_MAX
 from p2p.protocols.session import Lost, ProtocolError, Send, Timeout
 
@@ -28,7 +31,7 @@ class Phase(Enum):
     """Where a session is."""
 
     RECONCILING = auto()
-    """Compares digests."""
+    """Finds out what differs."""
     PULLING = auto()
     """Waits for records."""
     SERVING = auto()
@@ -85,8 +88,8 @@ class Abort:
     is_breach: bool
 
 
-Event = Round | Want | Records | Turn | End | Loaded | Lost | Timeout
-Effect = Send[Round | Want | Records | Turn | End] | Load | Deliver | Finish | Abort
+Event = Round | Want | Next | Records | Turn | End | Loaded | Lost | Timeout
+Effect = Send[Round | Want | Next | Records | Turn | End] | Load | Deliver | Finish | Abort
 Step = tuple["SyncSession", tuple[Effect, ...]]
 
 
@@ -98,9 +101,15 @@ class SyncSession:
     is_initiator: bool
     phase: Phase
     deadline_ms: int | None
-    progress: Progress
+    exchange: Exchange
     wanted: tuple[RecordId, ...] = ()
-    """Not asked for yet."""
+    """Not asked for yet, where only this side knows them."""
+    waiting: int = 0
+    """Records not asked for yet, where the peer knows which."""
+    claimed: int = 0
+    """Records that the peer said it holds."""
+    offered: tuple[RecordId, ...] = ()
+    """What the peer wants and was not given yet, where both know it."""
     expected: int = 0
     """Records asked for in the last `Want`."""
     received: int = 0
@@ -122,6 +131,7 @@ NEXT: Final[dict[tuple[Phase, type], tuple[Phase, ...]]] = {
     (Phase.PULLING, Lost): (Phase.ABORTED,),
     (Phase.PULLING, Timeout): (Phase.ABORTED,),
     (Phase.SERVING, Want): (Phase.LOADING,),
+    (Phase.SERVING, Next): (Phase.LOADING,),
     (Phase.SERVING, Turn): (Phase.PULLING, Phase.DONE),
     (Phase.SERVING, End): (Phase.DONE,),
     (Phase.SERVING, Lost): (Phase.ABORTED,),
@@ -135,8 +145,8 @@ NEXT: Final[dict[tuple[Phase, type], tuple[Phase, ...]]] = {
 
 def begin(ids: IdSet, salt: bytes, now_ms: int) -> Step:
     """The initiator's side. `salt` is 16 random bytes."""
-    progress, data = begin_reconciling(ids, salt)
-    return _start(progress, now_ms, is_initiator=True), (Send(message=Round(data=data)),)
+    exchange, data = begin_exchange(ids, salt)
+    return _start(exchange, now_ms, is_initiator=True), (Send(message=Round(data=data)),)
 
 
 def serve(ids: IdSet, now_ms: int) -> Step:
@@ -144,12 +154,12 @@ def serve(ids: IdSet, now_ms: int) -> Step:
     return _start(listen(ids), now_ms, is_initiator=False), ()
 
 
-def _start(progress: Progress, now_ms: int, *, is_initiator: bool) -> SyncSession:
+def _start(exchange: Exchange, now_ms: int, *, is_initiator: bool) -> SyncSession:
     return SyncSession(
         is_initiator=is_initiator,
         phase=Phase.RECONCILING,
         deadline_ms=now_ms + SYNC_STEP_MS,
-        progress=progress,
+        exchange=exchange,
     )
 
 
@@ -175,14 +185,14 @@ def step(session: SyncSession, event: Event, now_ms: int) -> Step:
     return after, effects
 
 
-def _take(session: SyncSession, event: Round | Want | Records | Turn | End | Loaded) -> Step:
+def _take(session: SyncSession, event: Round | Want | Next | Records | Turn | End | Loaded) -> Step:
     match event:
         case Round(data=data):
             return _reconcile(session, data)
         case Records(records=records):
             return _receive(session, records)
-        case Want(ids=ids):
-            return _load(session, ids)
+        case Want() | Next():
+            return _load(session, event)
         case Loaded(records=records):
             assert len(records) <= WANT_IDS_MAX
             after = replace(session, phase=Phase.SERVING, sent=session.sent + len(records))
@@ -200,12 +210,17 @@ def _take(session: SyncSession, event: Round | Want | Records | Turn | End | Loa
 
 
 def _reconcile(session: SyncSession, data: bytes) -> Step:
-    progress, reply = respond(session.progress, data)
-    session = replace(session, progress=progress)
+    exchange, reply = respond(session.exchange, data)
+    session = replace(session, exchange=exchange)
     effects: tuple[Effect, ...] = () if reply is None else (Send(message=Round(data=reply)),)
-    if not progress.is_over:
+    if not exchange.is_over:
         return session, effects
-    session = replace(session, wanted=tuple(sorted(progress.want)))
+    if exchange.fallback is not None:
+        wanted = tuple(sorted(exchange.fallback.want))
+        session = replace(session, wanted=wanted, claimed=len(wanted))
+    else:
+        waiting = len(exchange.want)
+        session = replace(session, waiting=waiting, claimed=waiting, offered=exchange.have())
     if not session.is_initiator:
         return replace(session, phase=Phase.SERVING), effects
     after, asked = _pull(session)
@@ -214,6 +229,10 @@ def _reconcile(session: SyncSession, data: bytes) -> Step:
 
 def _pull(session: SyncSession) -> Step:
     """Asks for the next batch, or passes on once there is none."""
+    if session.waiting:
+        expected = min(session.waiting, WANT_IDS_MAX)
+        after = replace(session, phase=Phase.PULLING, waiting=session.waiting - expected, expected=expected)
+        return after, (Send(message=Next()),)
     batch = session.wanted[:WANT_IDS_MAX]
     if batch:
         after = replace(
@@ -232,7 +251,14 @@ def _receive(session: SyncSession, records: tuple[bytes, ...]) -> Step:
     return after, (Deliver(records=records), *effects) if records else effects
 
 
-def _load(session: SyncSession, ids: tuple[RecordId, ...]) -> Step:
+def _load(session: SyncSession, event: Want | Next) -> Step:
+    if isinstance(event, Want):
+        ids = event.ids
+    else:
+        ids = session.offered[:WANT_IDS_MAX]
+        session = replace(session, offered=session.offered[WANT_IDS_MAX:])
+        if not ids:
+            raise ProtocolError("nothing more was wanted")
     asked = session.asked + len(ids)
     if asked > PULL_IDS_MAX:
         raise ProtocolError(f"more than {PULL_IDS_MAX} records in one session")
@@ -243,8 +269,8 @@ def _finish(session: SyncSession, effects: tuple[Effect, ...]) -> Step:
     finish = Finish(
         received=session.received,
         sent=session.sent,
-        unanswered=len(session.progress.want) - session.received,
-        is_complete=not session.progress.is_cut,
+        unanswered=session.claimed - session.received,
+        is_complete=not session.exchange.is_cut,
     )
     return replace(session, phase=Phase.DONE, deadline_ms=None), (*effects, finish)
 

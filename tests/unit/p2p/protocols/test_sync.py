@@ -5,17 +5,30 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gossip_ledger.reconcile import MESSAGES, Answer, Digest, Ids, IdSet, Message
+from gossip_ledger import reconcile
+from gossip_ledger.reconcile import MESSAGES, IdSet, Message, dated
 from gossip_ledger.records import RecordId
-from p2p.messages import End, Records, Round, Turn, Want
-from p2p.protocols import sync
+from p2p.messages import End, Next, Records, Round, Turn, Want
+from p2p.protocols import differences, sync
+from p2p.protocols.differences import (
+    TO_INITIATOR,
+    TO_RESPONDER,
+    Fallback,
+    Found,
+    MoreShorts,
+    Noted,
+    Overview,
+)
+from p2p.protocols.differences import begin as begin_exchange
 from p2p.protocols.limits import SYNC_STEP_MS, WANT_IDS_MAX
 from p2p.protocols.session import Lost, Send, Timeout
+from p2p.protocols.sketch import Sketch, packed
 from p2p.protocols.sync import (
     Abort,
     Deliver,
@@ -32,6 +45,7 @@ from p2p.protocols.sync import (
 from tests.unit.p2p.protocols.worlds import Moment, SessionWatch, walk
 
 SALT = bytes(16)
+SAME = Overview(dirty=b"\0", count=0, parity=b"", cells=b"", listed=b"")
 
 
 def record(number: int) -> bytes:
@@ -40,6 +54,34 @@ def record(number: int) -> bytes:
 
 def ident(data: bytes) -> RecordId:
     return RecordId(hashlib.sha256(data).digest())
+
+
+def short(data: bytes) -> bytes:
+    return packed(Sketch.of(dated(ident(data), 0), SALT).shorts)
+
+
+def opening(*data: bytes) -> Round:
+    return Round(data=begin_exchange(IdSet.of(map(ident, data)), SALT)[1])
+
+
+ROUNDS = (
+    opening(),
+    opening(b"x"),
+    *(
+        Round(data=TO_INITIATOR.encode(message))
+        for message in (SAME, replace(SAME, dirty=b"\1", count=1, listed=short(b"x")), Noted())
+    ),
+    *(
+        Round(data=TO_RESPONDER.encode(message))
+        for message in (
+            MoreShorts(start=0),
+            Found(offered=short(b"x"), wanted=short(b"y"), is_last=1, is_cut=0),
+            Fallback(data=reconcile.begin(IdSet.of(()), SALT)[1]),
+        )
+    ),
+    Round(data=MESSAGES.encode(Message(salt=SALT, is_cut=0, items=()))),
+)
+"""What peers may say about `x` while `y` is held here."""
 
 
 class Side:
@@ -135,7 +177,14 @@ def pulling(count: int) -> SyncSession:
 
 @pytest.mark.parametrize(
     "message",
-    [Records(records=(b"x",) * 6), End(), Turn(), Want(ids=(RecordId(bytes(32)),)), Round(data=b"\x00")],
+    [
+        Records(records=(b"x",) * 6),
+        End(),
+        Turn(),
+        Want(ids=(ident(b""),)),
+        Next(),
+        Round(data=b"\x00"),
+    ],
 )
 def test_what_a_peer_may_not_say_while_we_pull(message: Event) -> None:
     session, effects = step(pulling(5), message, 0)
@@ -148,7 +197,7 @@ def test_what_a_peer_may_not_say_while_we_pull(message: Event) -> None:
 def test_each_side_says_its_own_last_word(is_initiator: bool, message: Event) -> None:
     held = IdSet.of(())
     session, _ = begin(held, SALT, 0) if is_initiator else serve(held, 0)
-    session, _ = step(session, ROUNDS[0], 0)
+    session, _ = step(session, Round(data=TO_INITIATOR.encode(SAME)) if is_initiator else opening(), 0)
     assert session.phase is Phase.SERVING
     session, effects = step(session, message, 0)
     assert session.phase is Phase.ABORTED
@@ -171,28 +220,41 @@ def test_no_side_serves_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert effects[0].is_breach
 
 
+def test_a_side_gives_no_more_than_is_wanted() -> None:
+    session, _ = serve(IdSet.of((ident(b"y"),)), 0)
+    found = Found(offered=b"", wanted=short(b"y"), is_last=1, is_cut=0)
+    for message in (opening(b"x"), Round(data=TO_RESPONDER.encode(found))):
+        session, _ = step(session, message, 0)
+    session, effects = step(session, Next(), 0)
+    assert effects == (Load(ids=(ident(b"y"),)),)
+    session, _ = step(session, Loaded(records=()), 0)
+    session, effects = step(session, Next(), 0)
+    assert isinstance(effects[0], Abort)
+    assert effects[0].is_breach
+
+
+def test_ranges_go_on_where_a_sketch_does_not_come_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sketch, "peel", lambda _sketch, _cells: None)
+    monkeypatch.setattr(differences, "_is_list_shorter", lambda _cells, _count: False)
+    one, two = Side(set(range(600))), Side(set(range(100, 900)))
+    run(one, two)
+    assert one.store == two.store
+    assert one.end == Finish(received=300, sent=100, unanswered=0, is_complete=True)
+    assert two.end == Finish(received=100, sent=300, unanswered=0, is_complete=True)
+    assert one.session.exchange.fallback is not None
+
+
 def test_silence_ends_it() -> None:
     session, effects = step(pulling(5), Timeout(), SYNC_STEP_MS)
     assert session.phase is Phase.ABORTED
     assert effects == (Abort(reason="nothing came in time", is_breach=False),)
 
 
-ROUNDS = tuple(
-    Round(data=MESSAGES.encode(Message(salt=SALT, is_cut=0, items=items)))
-    for items in (
-        (),
-        (Digest(upper=b"", digest=bytes(16)),),
-        (Ids(upper=b"", ids=(ident(b"x"),)),),
-        (Answer(upper=b"", extra=(ident(b"x"),), wanted=b"\x01"),),
-    )
-)
-
-
 def events(session: SyncSession) -> Iterator[Event]:
     """All that may happen."""
     yield from ROUNDS
     yield from (Round(data=b""), Want(ids=(ident(b"x"),)), Records(records=()), Records(records=(b"x",)))
-    yield from (Turn(), End(), Lost(), Timeout())
+    yield from (Next(), Turn(), End(), Lost(), Timeout())
     if session.phase is Phase.LOADING:
         yield Loaded(records=(b"x",))
 
