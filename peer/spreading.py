@@ -44,6 +44,7 @@ from p2p.protocols.limits import (
 from p2p.transport import Stream, Transport
 from peer.address_book import StoredAddressBook
 from peer.capabilities import Clock, Entropy
+from peer.holdings import Holdings
 from peer.ledger_service import LedgerService
 from peer.reaching import reach
 from peer.store import Store
@@ -84,6 +85,7 @@ class Spreader:
         self._gossip = RecordGossip(given.transport, records_topic(self._network))
         self._adverts_in = given.transport.subscribe(adverts_topic(self._network))
         self._service: LedgerService | None = None
+        self._holdings: Holdings | None = None
         self._log = structlog.get_logger("spreading")
         self.adverts = AdvertBook(self._network)
         self.synced = trio.Event()
@@ -101,6 +103,7 @@ class Spreader:
     def attach(self, service: LedgerService) -> None:
         """The ledger that records go to and come from; before `start`."""
         self._service = service
+        self._holdings = Holdings(service.ledger)
 
     @property
     def service(self) -> LedgerService:
@@ -173,9 +176,13 @@ class Spreader:
 
     # Reconciliation
 
+    def _records(self, peer: AccountId) -> _Records:
+        assert self._holdings is not None, "attach comes first"
+        return _Records(self.service, self._holdings, peer)
+
     async def _serve_sync(self, stream: Stream) -> None:
         async with FrameChannel(stream, frame_bytes_max=SYNC_FRAME_BYTES_MAX) as channel:
-            await serve_sync(channel, _Records(self.service, stream.remote))
+            await serve_sync(channel, self._records(stream.remote))
 
     async def _sync_with(self, peer: AccountId) -> None:
         salt = self._given.entropy.token(SALT_BYTES)
@@ -183,7 +190,7 @@ class Spreader:
             with trio.fail_after(SYNC_S_MAX):
                 stream = await self._given.transport.open(peer, SYNC_PROTOCOL)
                 async with FrameChannel(stream, frame_bytes_max=SYNC_FRAME_BYTES_MAX) as channel:
-                    await sync_with(channel, _Records(self.service, peer), salt)
+                    await sync_with(channel, self._records(peer), salt)
         except ExchangeError as error:
             self._log.info("sync_failed", peer=peer.hex()[:8], reason=str(error), breach=error.is_breach)
             if error.is_breach:
@@ -235,12 +242,13 @@ class Spreader:
 class _Records:
     """The ledger as a source for one reconciliation."""
 
-    def __init__(self, service: LedgerService, peer: AccountId) -> None:
+    def __init__(self, service: LedgerService, holdings: Holdings, peer: AccountId) -> None:
         self._service = service
+        self._holdings = holdings
         self._peer = peer
 
     def ids(self) -> IdSet:
-        return IdSet.of(self._service.ledger.ids())
+        return self._holdings.ids()
 
     async def get(self, ids: Sequence[RecordId]) -> tuple[bytes, ...]:
         found = (self._service.record_bytes(ident) for ident in ids)
