@@ -71,7 +71,7 @@ class AnswerBook:
             "id": row.id.hex(),
             "model": row.name,
             "model_id": row.model.hex(),
-            "text": row.text,
+            "text": row.text.decode("utf-8", "ignore"),
             "finish": row.finish,
             "tokens_in": row.tokens_in,
             "tokens_out": row.tokens_out,

@@ -15,7 +15,7 @@ from typing import Any, Final, final
 import structlog
 import trio
 
-from gossip_ledger.errors import LocalError
+from gossip_ledger.errors import UpkeepError
 from gossip_ledger.records import AccountId, ModelId
 from gpu_worker.tokenizer import Message as ChatTurn
 from gpu_worker.tokenizer import Tokenizer, TokenizerError
@@ -38,7 +38,7 @@ from peer.attempt import COMPLETE, Attempt, Job, Payer
 from peer.library import Library
 from peer.models import resolve
 from peer.routing import POLICIES, Need, choose
-from peer.rows import AnswerRow
+from peer.rows import ANSWER_BYTES_MAX, AnswerRow
 
 ATTEMPTS_MAX: Final = 4
 """Workers tried for one answer."""
@@ -135,7 +135,7 @@ class Asker:
             except RequestError as error:
                 await self._keep_partial(job)
                 await job.events.send(error)
-            except LocalError as error:
+            except UpkeepError as error:
                 await self._keep_partial(job)
                 await job.events.send(RequestError(ErrorCode.NOT_READY, str(error)))
 
@@ -144,7 +144,7 @@ class Asker:
         if job.asks:
             try:
                 await self._answers.keep(self._row(job, "lost"))
-            except LocalError as error:
+            except UpkeepError as error:
                 self._log.warning("answer_not_kept", reason=str(error))
 
     async def _answer(self, job: Job) -> str:
@@ -216,7 +216,7 @@ class Asker:
             id=job.id,
             name=job.options.model,
             model=job.model,
-            text=job.text.shown,
+            text=job.text.shown.encode("utf-8", "replace")[:ANSWER_BYTES_MAX],
             finish=finish,
             tokens_in=job.tokens_in,
             tokens_out=len(job.output),

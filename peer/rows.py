@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, final
 
-from gossip_ledger.codec import Schema, Table, many, nested, octets, text, uint
+from gossip_ledger.codec import Schema, Table, many, nested, octets, octets_up_to, text, uint
 from gossip_ledger.records import BILL, AccountId, Bill, MicroUnits, ModelId, RecordId, Signature
+from p2p.protocols.limits import CODE_BYTES_MAX
 
 ROW_BYTES_MAX: Final = 1 << 20
 TOKENS_MAX: Final = 1 << 17
 """Most tokens of prompt or answer in one row."""
+
+ANSWER_BYTES_MAX: Final = 1 << 19
+"""Most bytes kept of the text of one answer."""
 
 AskKey = tuple[RecordId, int]
 """(open, ask): names a tab."""
@@ -67,7 +71,8 @@ class AnswerRow:
     name: str
     """The model name that was asked for."""
     model: ModelId
-    text: str
+    text: bytes
+    """UTF-8 of whatever the model said, control characters too; cut off at `ANSWER_BYTES_MAX`."""
     finish: str
     tokens_in: int
     tokens_out: int
@@ -119,11 +124,11 @@ ANSWER_ROW: Final = Table(
         ("id", octets(16)),
         ("name", text(256)),
         ("model", octets(32)),
-        ("text", text(ROW_BYTES_MAX)),
+        ("text", octets_up_to(ANSWER_BYTES_MAX)),
         ("finish", text(16)),
         ("tokens_in", uint()),
         ("tokens_out", uint()),
-        ("quantization", text(16)),
+        ("quantization", text(CODE_BYTES_MAX)),
         ("ttft_ms", uint()),
         ("duration_ms", uint()),
         ("failovers", uint()),
