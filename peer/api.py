@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Protocol, TypedDict, final
 
 from gossip_ledger.errors import UpkeepError
+from peer.trade import Standing
 
 
 class ErrorCode(StrEnum):
@@ -251,6 +252,22 @@ class NodeApi(Protocol):
 
     async def send(self, to: str, amount: int) -> Json:
         """Transfers money from this node's account."""
+        ...
+
+    def worker(self) -> Json:
+        """This node's worker: `standing`, prices, what it runs; `is_safe_to_stop` once nobody is served."""
+        ...
+
+    async def set_prices(self, price_in: int | None, price_out: int | None) -> Json:
+        """New prices (micro-units per 1,000 tokens), now and after a restart. Says what `worker` says."""
+        ...
+
+    def set_standing(self, standing: Standing) -> Json:
+        """Opens the worker, pauses it or lets it drain. Says what `worker` says."""
+        ...
+
+    def earnings(self) -> Json:
+        """What this account earned as a worker, by model, final and pending."""
         ...
 
     def metrics(self) -> dict[str, int | float]:

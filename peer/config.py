@@ -2,12 +2,15 @@
 
 The home holds everything a node owns: key, genesis, store, configuration, logs. The configuration is one
 TOML file of known sections and keys; anything unknown or ill-typed is a `LocalError` that names the key.
-Command-line options never write the file; they replace values of the frozen `Config` in memory.
+Options of `upkeep up` never write the file; they replace values of the frozen `Config` in memory.
+`store_config` writes single values, and leaves the rest of the file as its owner wrote it.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -15,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, cast, final
 
 from gossip_ledger.errors import LocalError
-from peer.limits import CONFIG_BYTES_MAX
+from peer.limits import CONFIG_BYTES_MAX, PRICE_MAX
 
 QUANTIZATIONS: Final = ("bf16", "nf4", "int8", "fp32")
 GATEWAY_BIND: Final = "127.0.0.1:8480"
@@ -191,7 +194,7 @@ def _bind(value: object) -> str:
     return text
 
 
-_PRICE = _integer(0, 10**15)
+_PRICE = _integer(0, PRICE_MAX)
 _PARSERS: Final[Mapping[str, tuple[type[Any], Mapping[str, Callable[[object], object]]]]] = {
     "peer": (PeerConfig, {"listen": _addresses, "bootstrap": _addresses}),
     "gateway": (GatewayConfig, {"bind": _bind}),
@@ -257,6 +260,55 @@ def override(config: Config, changes: Mapping[str, object]) -> Config:
             raise LocalError(f"{dotted} {error}") from error
     changed = {name: replace(getattr(config, name), **values) for name, values in sections.items()}
     return replace(config, **changed)
+
+
+def store_config(home: Home, changes: Mapping[str, object]) -> None:
+    """Sets values in `home`'s file, by dotted key, in one step; comments and order stay.
+
+    Raises `LocalError`, and then nothing changed.
+    """
+    wanted = override(load_config(home), changes)
+    try:
+        text = home.config.read_text(encoding="utf-8") if home.config.exists() else ""
+        for dotted, value in changes.items():
+            section, _, key = dotted.partition(".")
+            text = _with_value(text, section, key, _toml(value))
+        if _parsed_or_none(text) != wanted:  # a way of writing that lines do not show, such as inline tables
+            text = render_config(wanted)
+        temporary = home.config.with_name(f".config.{os.getpid()}.new")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(home.config)
+    except OSError as error:
+        raise LocalError(
+            f"cannot write {home.config}: {error.strerror}; check the disk and permissions"
+        ) from error
+
+
+def _with_value(text: str, section: str, key: str, value: str) -> str:
+    """TOML with `key = value` in `[section]`: its line is replaced, or one is added."""
+    lines = text.splitlines()
+    header = re.compile(rf"\s*\[\s*{re.escape(section)}\s*\]\s*(#.*)?")
+    start = next((n for n, line in enumerate(lines) if header.fullmatch(line)), None)
+    if start is None:
+        return "\n".join([*lines, *([""] if lines else []), f"[{section}]", f"{key} = {value}", ""])
+    assignment = re.compile(rf"(\s*{re.escape(key)}\s*=\s*)[^#\s]+(\s*(#.*)?)")
+    for number in range(start + 1, len(lines)):
+        if lines[number].lstrip().startswith("["):
+            break
+        if match := assignment.fullmatch(lines[number]):
+            lines[number] = f"{match[1]}{value}{match[2]}"
+            return "\n".join([*lines, ""])
+    return "\n".join([*lines[: start + 1], f"{key} = {value}", *lines[start + 1 :], ""])
+
+
+def _parsed_or_none(text: str) -> Config | None:
+    try:
+        return parse_config(text)
+    except LocalError:
+        return None
 
 
 def render_config(config: Config) -> str:

@@ -10,7 +10,6 @@ import os
 import signal
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Final
 
 import structlog
@@ -20,7 +19,7 @@ from gossip_ledger.genesis import network_id
 from gpu_worker.base import cache_folder, find_base
 from p2p.libp2p_transport import open_libp2p_transport
 from peer.capabilities import SystemClock, SystemEntropy
-from peer.config import Config, Home
+from peer.config import Config, Home, store_config
 from peer.engine import Engine
 from peer.facade import Facade
 from peer.gateway.app import make_app, page_path
@@ -29,16 +28,13 @@ from peer.keys import NodeKey, SeedSigner
 from peer.networks import read_api_token, read_genesis, read_invite
 from peer.node import Capabilities, Node, Worker
 from peer.run_file import RunFile, remove_run_file, write_run_file
-from peer.serving import Prices
 from peer.store import open_store
 from peer.supervisor import open_engine
 from peer.topics import adverts_topic, records_topic
+from peer.trade import Prices, Trade
 from peer.version import VERSION
 
 MODELS_FOLDER: Final = "models"
-EXPOSURE_ASKS: Final = 8
-"""A worker risks about this many answers of 512 tokens on an open that is not final yet."""
-TYPICAL_TOKENS: Final = 512
 STOP_GRACE_S: Final = 3.0
 
 Announce = Callable[[str, str], None]
@@ -60,7 +56,7 @@ async def run_daemon(home: Home, config: Config, *, announce: Announce) -> None:
         worker = None
         if config.worker.enabled:
             engine = await stack.enter_async_context(_engine(config))
-            worker = _worker(config, engine, home.path / MODELS_FOLDER)
+            worker = _worker(home, config, engine)
         transport = await stack.enter_async_context(
             open_libp2p_transport(
                 seed=key.seed,
@@ -119,10 +115,13 @@ async def _engine(config: Config) -> AsyncGenerator[Engine]:
         yield engine
 
 
-def _worker(config: Config, engine: Engine, folder: Path) -> Worker:
+def _worker(home: Home, config: Config, engine: Engine) -> Worker:
+    async def keep(prices: Prices) -> None:
+        changes = {"worker.price_in": prices.tokens_in, "worker.price_out": prices.tokens_out}
+        await trio.to_thread.run_sync(store_config, home, changes)
+
     prices = Prices(tokens_in=config.worker.price_in, tokens_out=config.worker.price_out)
-    typical = TYPICAL_TOKENS * (prices.tokens_in + prices.tokens_out) // 1000
-    return Worker(engine=engine, prices=prices, folder=folder, exposure=EXPOSURE_ASKS * max(1, typical))
+    return Worker(engine=engine, trade=Trade(prices, keep), folder=home.path / MODELS_FOLDER)
 
 
 async def _wait_for_signal(stopped: trio.Event) -> None:

@@ -25,7 +25,10 @@ from peer.api import (
 )
 from peer.asking import Asker
 from peer.models import matching_account, published, resolve
-from peer.node import Node
+from peer.node import Node, Worker
+from peer.serving import AskServer
+from peer.till import Till
+from peer.trade import Prices, Standing
 from peer.version import SOFTWARE
 
 ACCOUNT_HEX: int = 64
@@ -92,8 +95,9 @@ class Facade:
             "kernels": info.kernels,
             "max_context": info.max_context,
             "slots": info.slots,
-            "price_in": worker.prices.tokens_in,
-            "price_out": worker.prices.tokens_out,
+            "price_in": worker.trade.prices.tokens_in,
+            "price_out": worker.trade.prices.tokens_out,
+            "standing": worker.trade.standing.value,
             "models": [manifest.name for manifest in node.stock.resident.values()],
         }
 
@@ -284,6 +288,44 @@ class Facade:
         except LocalError as error:
             raise RequestError(ErrorCode.NO_FUNDS, str(error)) from error
         return {"entry": entry.hex(), "to": target.hex(), "amount": amount, "standing": "pending"}
+
+    def worker(self) -> Json:
+        _, server, till = self._working()
+        return {
+            **(self._worker_status() or {}),
+            "unit": self._ledger.genesis.unit,
+            "asks": server.asks,
+            "receipts_to_write": till.unwritten,
+            "is_safe_to_stop": server.asks == 0 and not server.trade.is_open,
+        }
+
+    def _working(self) -> tuple[Worker, AskServer, Till]:
+        node = self._node
+        if node.given.worker is None:
+            raise RequestError(
+                ErrorCode.BAD_REQUEST, "this node is no worker; start it with `upkeep up --worker`"
+            )
+        if node.server is None or node.till is None:
+            raise RequestError(ErrorCode.NOT_READY, "this node is still starting; ask again in a moment")
+        return node.given.worker, node.server, node.till
+
+    async def set_prices(self, price_in: int | None, price_out: int | None) -> Json:
+        worker, _, till = self._working()
+        now = worker.trade.prices
+        wanted = Prices(
+            tokens_in=now.tokens_in if price_in is None else price_in,
+            tokens_out=now.tokens_out if price_out is None else price_out,
+        )
+        await worker.trade.charge(wanted)
+        till.exposure = wanted.exposure
+        return self.worker()
+
+    def set_standing(self, standing: Standing) -> Json:
+        self._working()[0].trade.standing = standing
+        return self.worker()
+
+    def earnings(self) -> Json:
+        return views.earnings_view(self._ledger, self._node.account)
 
     def metrics(self) -> dict[str, int | float]:
         node, ledger = self._node, self._ledger

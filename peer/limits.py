@@ -7,6 +7,9 @@ from typing import Final
 CONFIG_BYTES_MAX: Final = 1 << 20
 """Largest configuration file."""
 
+PRICE_MAX: Final = 10**15
+"""Highest price of a worker, micro-units per 1,000 tokens."""
+
 STORE_CHECK_BYTES_MAX: Final = 1 << 29
 """Largest store that is checked page by page when opened (about two seconds); bigger ones on demand."""
 

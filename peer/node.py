@@ -31,11 +31,12 @@ from peer.ledger_service import LedgerService
 from peer.library import Library
 from peer.observations import Observations
 from peer.publishing import Publisher
-from peer.serving import AskServer, Prices
+from peer.serving import AskServer
 from peer.spreading import Spreader, Surroundings
 from peer.stock import Stock
 from peer.store import Store
 from peer.till import Till
+from peer.trade import Trade
 from peer.wallet import Wallet
 from peer.witnessing import WitnessService
 
@@ -46,11 +47,9 @@ class Worker:
     """What makes a node a worker."""
 
     engine: Engine
-    prices: Prices
+    trade: Trade
     folder: Path
     """Where adapters are kept."""
-    exposure: int
-    """Most that one payer may owe under an open that is not final yet, micro-units."""
 
 
 @final
@@ -179,7 +178,7 @@ class Node:
             store=given.store,
             clock=given.clock,
             attribute=self.attributor.attribute,
-            exposure=worker.exposure,
+            exposure=worker.trade.prices.exposure,
         )
         await self.till.load()
         self.server = AskServer(
@@ -190,7 +189,7 @@ class Node:
             signer=given.signer,
             clock=given.clock,
             entropy=given.entropy,
-            prices=worker.prices,
+            trade=worker.trade,
             hold=self.spreader.links.hold,
         )
         advertiser = Advertiser(
@@ -200,7 +199,7 @@ class Node:
             transport=given.transport,
             clock=given.clock,
             network=self.service.network,
-            prices=worker.prices,
+            trade=worker.trade,
             entropy=given.entropy,
             book=self.spreader.adverts,
         )

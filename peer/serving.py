@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final, final
 
 import structlog
 import trio
 
+from gossip_ledger.amounts import fee
 from gossip_ledger.errors import UpkeepError
 from gossip_ledger.records import AccountId, Bill, ModelId, RecordId, Signature
 from gossip_ledger.signing import Signer
@@ -52,6 +52,7 @@ from peer.ledger_service import LedgerService
 from peer.rows import TabRow
 from peer.stock import Stock
 from peer.till import Till
+from peer.trade import Trade
 
 QUOTE_TTL_S: Final = 600
 QUOTES_MAX: Final = 4096
@@ -64,15 +65,6 @@ SETTLE_WAIT_S: Final = 20.0
 """How long a receipt waits for its open to become final before the payer is let go without it."""
 OPEN_WAIT_S: Final = 5.0
 """How long an ask waits for its open to become final, where the exposure does not cover it."""
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prices:
-    """What this worker charges, micro-units per 1,000 tokens."""
-
-    tokens_in: int
-    tokens_out: int
 
 
 @final
@@ -89,7 +81,7 @@ class AskServer:
         signer: Signer,
         clock: Clock,
         entropy: Entropy,
-        prices: Prices,
+        trade: Trade,
         hold: Hold,
     ) -> None:
         self.service = service
@@ -99,9 +91,11 @@ class AskServer:
         self.signer = signer
         self.clock = clock
         self.entropy = entropy
-        self.prices = prices
+        self.trade = trade
         self._hold = hold
         self.streams: dict[AccountId, int] = {}
+        self.asks = 0
+        """Questions that were taken on and are not done with: generating, or waiting for their receipt."""
         self._quotes: OrderedDict[RecordId, SignedQuote] = OrderedDict()
         self.log = structlog.get_logger("serving")
 
@@ -120,6 +114,8 @@ class AskServer:
 
     def quote(self, payer: AccountId, request: QuoteRequest) -> SignedQuote | Refuse:
         """A binding price for this payer, or why there is none."""
+        if not self.trade.is_open:
+            return self.closed()
         if request.model not in self.stock.resident:
             return Refuse(code=codes.NO_MODEL, reason="this worker does not serve that model")
         info = self.engine.info
@@ -128,22 +124,17 @@ class AskServer:
                 code=codes.TOO_LONG,
                 reason=f"{request.tokens_in_max} + {request.tokens_out_max} tokens exceed {info.max_context}",
             )
+        prices = self.trade.prices
         terms = Quote(
             worker=self.signer.account,
             payer=payer,
             model=request.model,
             quantization=info.quantization,
-            price_in=self.prices.tokens_in,
-            price_out=self.prices.tokens_out,
+            price_in=prices.tokens_in,
+            price_out=prices.tokens_out,
             tokens_in_max=request.tokens_in_max,
             tokens_out_max=request.tokens_out_max,
-            max_fee=-(
-                -(
-                    request.tokens_in_max * self.prices.tokens_in
-                    + request.tokens_out_max * self.prices.tokens_out
-                )
-                // 1000
-            ),
+            max_fee=fee(request.tokens_in_max, request.tokens_out_max, prices.tokens_in, prices.tokens_out),
             nonce=self.entropy.randbits(63),
             expiry_s=self.clock.now_s() + QUOTE_TTL_S,
         )
@@ -152,6 +143,10 @@ class AskServer:
         while len(self._quotes) > QUOTES_MAX:
             self._quotes.popitem(last=False)
         return signed
+
+    def closed(self) -> Refuse:
+        """What a newcomer is told while nothing is taken on."""
+        return Refuse(code=codes.DRAINING, reason=f"this worker is {self.trade.standing}; ask another")
 
     def quoted(self, ident: RecordId, latest: SignedQuote | None) -> SignedQuote | None:
         """A quote of ours that still holds. `latest` is the last one given on the same stream."""
@@ -191,6 +186,7 @@ class _Conversation:
             await drive(self._channel, session, ask_worker.step, decode=TO_WORKER.decode, attach=self._attach)
         finally:
             if self._request is not None:
+                self._server.asks -= 1
                 key = self._request.open, self._request.ask
                 if self._row is None:
                     self._server.till.dropped(key)
@@ -238,6 +234,8 @@ class _Conversation:
 
     async def _admit(self, request: AskRequest) -> Accept | Refuse:
         server = self._server
+        if not server.trade.is_open:
+            return server.closed()
         quote = server.quoted(request.quote, self._quote)
         if quote is None:
             return Refuse(
@@ -252,19 +250,25 @@ class _Conversation:
                 retry_after_ms=1000,
             )
         await server.service.ingest(request.records, self._payer)
-        refusal = server.till.admit(
-            payer=self._payer, opened=request.open, ask=request.ask, max_fee=request.max_fee
-        )
+        refusal = self._claim(request)
         if refusal is not None and refusal.retry_after_ms:
             with trio.move_on_after(OPEN_WAIT_S):
                 await server.service.wait_final(request.open)
-            refusal = server.till.admit(
-                payer=self._payer, opened=request.open, ask=request.ask, max_fee=request.max_fee
-            )
+            refusal = self._claim(request)
         if refusal is not None:
             return refusal
         self._request = request
+        server.asks += 1
         return Accept(quote=quote.quote, epochs=server.epochs(), waiting=0)
+
+    def _claim(self, request: AskRequest) -> Refuse | None:
+        """Asks the till; time has passed, so the worker may have closed meanwhile."""
+        server = self._server
+        if not server.trade.is_open:
+            return server.closed()
+        return server.till.admit(
+            payer=self._payer, opened=request.open, ask=request.ask, max_fee=request.max_fee
+        )
 
     async def _generate(
         self, request: AskRequest, tokens_max: int, events: trio.MemorySendChannel[Any]

@@ -57,7 +57,8 @@ class Till:
         self._store = store
         self._clock = clock
         self._attribute = attribute
-        self._exposure = exposure
+        self.exposure = exposure
+        """Most that one payer may owe under opens that are not final, micro-units."""
         self._claims: dict[RecordId, dict[int, int]] = {}
         """open -> ask -> the most it may still cost, until its receipt is written."""
         self._left: dict[AskKey, str] = {}
@@ -172,7 +173,12 @@ class Till:
             if isinstance(state.entry.body, Open) and state.entry.body.worker == mine and not state.is_final
         ]
         asks = sum(len(self._claims.get(state.id, {})) for state in pending)
-        return asks < ASKS_AT_RISK_MAX and sum(map(self._owed, pending)) + max_fee <= self._exposure
+        return asks < ASKS_AT_RISK_MAX and sum(map(self._owed, pending)) + max_fee <= self.exposure
+
+    @property
+    def unwritten(self) -> int:
+        """Asks with a bill, or being served, whose receipt is not written yet. They survive a restart."""
+        return sum(len(asks) for asks in self._claims.values())
 
     def dropped(self, key: AskKey) -> None:
         """Nothing is owed for this ask any more: it ended without a bill, or its receipt is written."""

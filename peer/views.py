@@ -11,7 +11,7 @@ Pure functions of the projection. Ids and accounts are hex; amounts are micro-un
 from __future__ import annotations
 
 from collections import Counter
-from typing import final
+from typing import Final, final
 
 from gossip_ledger.ledger import Ledger
 from gossip_ledger.payout import Share, shares
@@ -20,6 +20,7 @@ from peer.api import Json, Split
 from peer.models import Published, published
 
 RECENT_RECEIPTS = 20
+_EARNINGS: Final = ("final", "pending", "receipts", "answers", "tokens_in", "tokens_out", "fees")
 
 
 @final
@@ -175,6 +176,46 @@ def payouts_view(ledger: Ledger, names: Names) -> Json:
         "names": {account.hex(): names.of(account) for account in sorted(accounts)},
         "sums_to_fees": sum(accounts.values()) + sum(funds.values()) == fees,
     }
+
+
+def earnings_view(ledger: Ledger, account: AccountId) -> Json:
+    """What an account earned by serving, by model: its part as the worker of its own receipts.
+
+    `fees` are what the payers paid for the same answers; the others' parts are the difference.
+    """
+    rows: dict[ModelId, dict[str, int]] = {}
+    for ident, receipt in ledger.receipts_of(account):
+        if receipt.worker != account:
+            continue
+        row = rows.setdefault(receipt.bill.model, dict.fromkeys(_EARNINGS, 0))
+        standing = "final" if ledger.is_final(ident) else "pending"
+        parts = receipt_shares(ledger, ident, receipt)
+        row[standing] += sum(part.amount for part in parts if part.role == "worker")
+        for name, count in (
+            ("receipts", 1),
+            ("answers", receipt.bill.answers),
+            ("tokens_in", receipt.bill.tokens_in),
+            ("tokens_out", receipt.bill.tokens_out),
+            ("fees", receipt.bill.fee),
+        ):
+            row[name] += count
+    state = ledger.account(account)
+    return {
+        "account": account.hex(),
+        "unit": ledger.genesis.unit,
+        "models": [
+            {"model": _model_name(ledger, model), "model_id": model.hex(), **row}
+            for model, row in sorted(rows.items(), key=lambda item: (-item[1]["final"], item[0]))
+        ],
+        "total": {name: sum(row[name] for row in rows.values()) for name in _EARNINGS},
+        "collected": state.collected,
+        "uncollected": state.uncollected,
+    }
+
+
+def _model_name(ledger: Ledger, model: ModelId) -> str:
+    manifest = ledger.manifest(model)
+    return manifest.name if manifest else model.hex()
 
 
 def models_view(ledger: Ledger, holders: dict[ModelId, list[AccountId]]) -> list[Json]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from peer.cli import asking, daemon, demo, ledger, making, models, training
+from peer.cli import asking, daemon, demo, ledger, making, models, planning, training, worker
 
 app = typer.Typer(
     name="upkeep",
@@ -45,6 +45,13 @@ adapter.command("publish")(models.publish)
 adapter.command("show")(models.show)
 datanet = typer.Typer(help="Look at training data and who gave it.", no_args_is_help=True)
 datanet.command("show")(models.show_datanet)
+work = typer.Typer(help="Plan, price, pause, drain: serving models for money.", no_args_is_help=True)
+work.command("plan")(planning.plan)
+work.command("price")(worker.price)
+work.command("pause")(worker.pause)
+work.command("resume")(worker.resume)
+work.command("drain")(worker.drain)
+work.command("earnings")(worker.earnings)
 
 app.command("demo")(demo.demo)
 app.add_typer(network, name="network")
@@ -56,6 +63,7 @@ app.command("status")(daemon.status)
 app.command("peers")(daemon.peers)
 app.command("workers")(daemon.workers)
 app.command("models")(models.models)
+app.add_typer(work, name="worker")
 app.add_typer(books, name="ledger")
 app.add_typer(adapter, name="adapter")
 app.add_typer(datanet, name="datanet")

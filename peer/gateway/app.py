@@ -32,7 +32,8 @@ from peer.gateway.bodies import Fields, read_json
 from peer.gateway.guard import LOOPBACK_HOSTS, Gate, GateMiddleware
 from peer.gateway.metrics import GatewayCounts, render
 from peer.gateway.replies import FieldError, error_response, failure_response
-from peer.limits import ASKS_MAX, RECEIPTS_SHOWN_MAX, SESSION_S
+from peer.limits import ASKS_MAX, PRICE_MAX, RECEIPTS_SHOWN_MAX, SESSION_S
+from peer.trade import Standing
 
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 BUSY_RETRY_MS: Final = 1_000
@@ -118,6 +119,12 @@ class _Gateway:
             get("/api/ledger/root", self.root),
             get("/api/ledger/explain", self.explain),
             get("/api/ledger/confirm", self.confirm),
+            get("/api/worker", self.worker),
+            get("/api/worker/earnings", self.earnings),
+            post("/api/worker/price", self.price),
+            post("/api/worker/pause", self.pause),
+            post("/api/worker/drain", self.drain),
+            post("/api/worker/resume", self.resume),
             post("/api/quote", self.quote),
             post("/api/publish", self.publish),
             post("/api/send", self.send),
@@ -247,6 +254,36 @@ class _Gateway:
         amount = fields.need("amount", bodies.integer(1, bodies.MAX_AMOUNT))
         fields.end()
         return JSONResponse(await self._node.send(to, amount))
+
+    async def worker(self, request: Request) -> Response:
+        del request
+        return JSONResponse(self._node.worker())
+
+    async def earnings(self, request: Request) -> Response:
+        del request
+        return JSONResponse(self._node.earnings())
+
+    async def price(self, request: Request) -> Response:
+        fields = Fields(await read_json(request))
+        price_in = fields.take("price_in", bodies.integer(0, PRICE_MAX), None)
+        price_out = fields.take("price_out", bodies.integer(0, PRICE_MAX), None)
+        fields.end()
+        if price_in is None and price_out is None:
+            raise FieldError("price_in", "name a new price_in, a new price_out, or both")
+        return JSONResponse(await self._node.set_prices(price_in, price_out))
+
+    async def pause(self, request: Request) -> Response:
+        return await self._stand(request, Standing.PAUSED)
+
+    async def drain(self, request: Request) -> Response:
+        return await self._stand(request, Standing.DRAINING)
+
+    async def resume(self, request: Request) -> Response:
+        return await self._stand(request, Standing.OPEN)
+
+    async def _stand(self, request: Request, standing: Standing) -> Response:
+        Fields(await read_json(request)).end()
+        return JSONResponse(self._node.set_standing(standing))
 
     async def stop(self, request: Request) -> Response:
         Fields(await read_json(request)).end()

@@ -28,6 +28,7 @@ MODES: dict[str, dict[str, Any]] = {
     "failover": {"fails_over_after": 1},
     "lost": {"fails_after": 2},
     "hostile": {"texts": ("\x1b[31mred\x1b[0m\x07", "ok")},
+    "working": {"running": 8},
     "poor": {"fails": RequestError(ErrorCode.NO_FUNDS, "12 micro-units are too few; lower --max-fee")},
 }
 

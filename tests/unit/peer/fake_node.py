@@ -22,6 +22,7 @@ from peer.api import (
     Routed,
     Text,
 )
+from peer.trade import Standing
 
 WORKER, OTHER, PAYER, CREATOR = "aa" * 32, "bb" * 32, "cc" * 32, "dd" * 32
 MODEL: Json = {
@@ -107,6 +108,10 @@ class FakeNode:
     sent: list[tuple[str, int]] = field(default_factory=list)
     published: list[PublishRequest] = field(default_factory=list)
     explained: list[str] = field(default_factory=list)
+    standing: Standing = Standing.OPEN
+    prices: tuple[int, int] = (1000, 4000)
+    running: int = 1
+    """Questions that the worker runs; one ends when it is told to stand somewhere else."""
     waits: trio.Event | None = None
     """When set, answers wait for it after the first text."""
 
@@ -229,6 +234,52 @@ class FakeNode:
         self.check()
         self.sent.append((to, amount))
         return {"id": "44" * 32}
+
+    def worker(self) -> Json:
+        self.check()
+        return {
+            "standing": self.standing.value,
+            "price_in": self.prices[0],
+            "price_out": self.prices[1],
+            "unit": "OPEN",
+            "asks": max(self.running, 0),
+            "receipts_to_write": 0,
+            "is_safe_to_stop": self.running <= 0 and self.standing is not Standing.OPEN,
+        }
+
+    async def set_prices(self, price_in: int | None, price_out: int | None) -> Json:
+        await trio.lowlevel.checkpoint()
+        self.check()
+        old_in, old_out = self.prices
+        self.prices = old_in if price_in is None else price_in, old_out if price_out is None else price_out
+        return self.worker()
+
+    def set_standing(self, standing: Standing) -> Json:
+        self.check()
+        self.standing = standing
+        found = self.worker()
+        self.running -= 1  # whoever looks again finds one fewer
+        return found
+
+    def earnings(self) -> Json:
+        self.check()
+        row: Json = {
+            "final": 60,
+            "pending": 6,
+            "receipts": 2,
+            "answers": 2,
+            "tokens_in": 5,
+            "tokens_out": 3,
+            "fees": 110,
+        }
+        return {
+            "account": WORKER,
+            "unit": "OPEN",
+            "models": [{"model": "tiny", "model_id": "11" * 32, **row}],
+            "total": row,
+            "collected": 0,
+            "uncollected": 60,
+        }
 
     def metrics(self) -> dict[str, int | float]:
         return {"upkeep_links": 2, "upkeep_records_total": 12, "upkeep_load": 0.5}

@@ -207,6 +207,8 @@ def test_no_arguments_show_the_help(upkeep: Run) -> None:
         (("ledger", "confirm", "ff"), "is_confirmed", "follow from the evidence"),
         (("adapter", "show", "poet"), "split", "Walt"),
         (("send", WORKER, "1.5"), "id", "1.500000 OPEN"),
+        (("worker", "price"), "price_in", "4000u"),
+        (("worker", "earnings"), "models", "0.000060 OPEN"),
         (("page",), "page", "http://127.0.0.1:"),
         (("version",), "version", "upkeep 0"),
     ],
@@ -394,6 +396,7 @@ def test_a_light_installation_says_what_to_install(
     upkeep("network", "create", str(tmp_path / "net"))
     for arguments in (
         ("adapter", "train", "data", "out"),
+        ("worker", "plan"),
         ("demo",),
         ("up", "--worker", "--home", str(tmp_path / "net" / "witness")),
     ):

@@ -23,6 +23,7 @@ from peer.config import (
     parse_bind,
     parse_config,
     render_config,
+    store_config,
 )
 
 ADDRESS = st.text(max_size=40).map(lambda tail: "/" + tail.replace("\0", ""))
@@ -144,3 +145,45 @@ def test_the_command_line_replaces_values() -> None:
     assert override(base, {}) == base
     with pytest.raises(LocalError, match=r"worker\.price_out must be an integer"):
         override(base, {"worker.price_out": -1})
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", "[worker]\nprice_out = 9\n"),
+        ("[gateway]\nbind = 'x:1'\n", "[gateway]\nbind = 'x:1'\n\n[worker]\nprice_out = 9\n"),
+        ("[worker]\nenabled = true\n", "[worker]\nprice_out = 9\nenabled = true\n"),
+        (
+            "# mine\n[worker] # why\n  price_out=1_000 # dear\nprice_in = 5\n[peer]\n",
+            "# mine\n[worker] # why\n  price_out=9 # dear\nprice_in = 5\n[peer]\n",
+        ),
+        ("[worker]\n# price_out = 7\nprice_out = 8", "[worker]\n# price_out = 7\nprice_out = 9\n"),
+    ],
+)
+def test_a_value_is_stored_and_the_rest_stays(tmp_path: Path, before: str, after: str) -> None:
+    home = Home(tmp_path)
+    if before:
+        home.config.write_text(before)
+    expected = override(load_config(home), {"worker.price_out": 9})
+    store_config(home, {"worker.price_out": 9})
+    assert home.config.read_text() == after
+    assert load_config(home) == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]
+
+
+def test_storing_where_lines_do_not_show_the_value(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.config.write_text("worker.price_out = 1\nworker.price_in = 2\n")
+    store_config(home, {"worker.price_out": 9, "worker.enabled": True})
+    assert load_config(home) == Config(worker=WorkerConfig(price_out=9, price_in=2, enabled=True))
+
+
+def test_storing_that_fails_changes_nothing(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    with pytest.raises(LocalError, match="cannot write"):
+        store_config(home, {"worker.price_out": 9})
+    home = Home(tmp_path)
+    home.config.write_text("[worker]\nprice_out = 1\n")
+    with pytest.raises(LocalError, match=r"worker\.price_out must be an integer"):
+        store_config(home, {"worker.price_in": 2, "worker.price_out": -1})
+    assert home.config.read_text() == "[worker]\nprice_out = 1\n"

@@ -415,6 +415,8 @@ async def test_reading_routes(world: World) -> None:
             ("/api/answers/abc", {"id": "abc"}),
             ("/api/ledger/confirm?receipt=ff", {"receipt": "ff", "is_confirmed": True}),
             ("/api/ledger/root", {"records": 12}),
+            ("/api/worker", {"standing": "open", "price_in": 1000}),
+            ("/api/worker/earnings", {"uncollected": 60}),
             ("/api/ledger/explain?subject=tiny", {"subject": "tiny"}),
         ):
             reply = await client.get(path)
@@ -498,6 +500,8 @@ ALL_GUARDED = [
         "/api/ledger/explain",
         "/api/ledger/confirm",
         "/api/answers/ee",
+        "/api/worker",
+        "/api/worker/earnings",
     )
 ] + [
     ("POST", path)
@@ -509,6 +513,10 @@ ALL_GUARDED = [
         "/api/send",
         "/api/stop",
         "/api/page",
+        "/api/worker/price",
+        "/api/worker/pause",
+        "/api/worker/drain",
+        "/api/worker/resume",
     )
 ]
 
