@@ -18,10 +18,9 @@ from gossip_ledger.limits import RECONCILE_BYTES_MAX, RECONCILE_ROUNDS_MAX
 from gossip_ledger.reconcile import MESSAGES, IdSet, dated
 from gossip_ledger.records import RecordId
 from p2p.protocols import differences
-from p2p.protocols.differences import (
+from p2p.protocols.difference_messages import (
     TO_INITIATOR,
     TO_RESPONDER,
-    Exchange,
     Fallback,
     Found,
     MoreCells,
@@ -30,10 +29,8 @@ from p2p.protocols.differences import (
     Opening,
     Overview,
     Page,
-    begin,
-    listen,
-    respond,
 )
+from p2p.protocols.differences import Exchange, begin, listen, respond
 from p2p.protocols.limits import SYNC_ASKS_MAX, SYNC_CELLS_MAX
 from p2p.protocols.sketch import CELL_BYTES, PARITY_BYTES, Cells, Sketch, estimate, packed
 

@@ -16,7 +16,7 @@ from gossip_ledger.reconcile import MESSAGES, IdSet, Message, dated
 from gossip_ledger.records import RecordId
 from p2p.messages import End, Next, Records, Round, Turn, Want
 from p2p.protocols import differences, sync
-from p2p.protocols.differences import (
+from p2p.protocols.difference_messages import (
     TO_INITIATOR,
     TO_RESPONDER,
     Fallback,
