@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -33,6 +34,9 @@ def run(*, as_json: bool, keep: bool) -> int:
     console = Console(stderr=as_json)
     folder = Path(tempfile.mkdtemp(prefix="upkeep-demo-"))
     is_kept = False
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        # However the demo is ended, its peers end with it, in the way that Ctrl-C ends it.
+        signal.signal(ending, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         document, is_kept = trio.run(_demo, folder, console, keep)
     except* trio.TooSlowError as group:
