@@ -1,8 +1,8 @@
 """The self-test: loads a base as a worker would and says how fast it answers here.
 
-`python -m gpu_worker.selftest`: a few seconds of decoding with one answer and with a full batch, and of reading a prompt; then one JSON object
-on stdout. Memory is this process' own, as the system counts it. Exit 1, with the reason as JSON, where the
-worker would not start either.
+`python -m gpu_worker.selftest` decodes for a few seconds with one answer and with a full batch, reads a
+prompt, and prints one JSON object. Memory is this process' own, as the system counts it. Exit 1, with the
+reason as JSON, where the worker would not start either.
 """
 
 from __future__ import annotations

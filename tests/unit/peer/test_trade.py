@@ -16,10 +16,10 @@ from p2p.adverts import AdvertBook
 from p2p.messages import QuoteRequest
 from p2p.protocols import codes
 from p2p.protocols.ask_worker_state import Refuse
-from p2p.quotes import SignedQuote
+from p2p.quotes import SignedQuote, quote_id
 from peer.advertising import INTERVAL_S, LOOK_S, Advertiser
 from peer.capabilities import SeededEntropy
-from peer.serving import AskServer
+from peer.serving import AskServer, _Conversation  # pyright: ignore[reportPrivateUsage]
 from peer.trade import Prices, Standing, Trade
 from tests.support.fake_engine import open_fake_engine
 from tests.unit.peer.desk import OTHER, PAYER, WORKER
@@ -98,6 +98,47 @@ async def test_nothing_is_quoted_while_closed() -> None:
         assert standing in refusal.reason
     trade.standing = Standing.OPEN
     assert isinstance(serving.quote(PAYER.account, REQUEST), SignedQuote)
+
+
+@pytest.mark.parametrize("is_closed_meanwhile", [False, True])
+async def test_nothing_is_taken_on_while_closed_even_under_a_quote(
+    is_closed_meanwhile: bool,
+) -> None:
+    """Also where the worker closed while the ask waited for its open."""
+    trade = Trade(PRICES)
+    serving = server(trade)
+    quoted = serving.quote(PAYER.account, REQUEST)
+    assert isinstance(quoted, SignedQuote)
+    tried: list[dict[str, Any]] = []
+    ingested: list[Any] = []
+
+    def admit(**claim: Any) -> Refuse:
+        tried.append(claim)
+        return Refuse(code=codes.BAD_OPEN, reason="not final yet", retry_after_ms=1000)
+
+    async def ingest(*records: Any) -> None:
+        await trio.lowlevel.checkpoint()
+        ingested.append(records)
+
+    async def close(*_: Any) -> None:
+        await trio.lowlevel.checkpoint()
+        trade.standing = Standing.DRAINING
+
+    parts: Any = serving
+    parts.till = SimpleNamespace(admit=admit)
+    parts.service = SimpleNamespace(network=NETWORK, wait_final=close, ingest=ingest)
+    serving.streams[PAYER.account] = 1
+    if not is_closed_meanwhile:
+        trade.standing = Standing.PAUSED
+    request: Any = SimpleNamespace(
+        quote=quote_id(quoted.quote, NETWORK), model=MODEL, records=(), open=b"o" * 32, ask=1, max_fee=1
+    )
+    conversation: Any = _Conversation(serving, None, PAYER.account)  # type: ignore[arg-type]
+    refusal = await conversation._admit(request)
+    assert isinstance(refusal, Refuse)
+    assert refusal.code == codes.DRAINING
+    assert len(tried) == len(ingested) == int(is_closed_meanwhile)
+    assert serving.asks == 0
 
 
 def test_exposure_follows_the_prices() -> None:
