@@ -36,7 +36,7 @@ def run(*, as_json: bool, keep: bool) -> int:
     is_kept = False
     for ending in (signal.SIGTERM, signal.SIGHUP):
         # However the demo is ended, its peers end with it, in the way that Ctrl-C ends it.
-        signal.signal(ending, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.signal(ending, _interrupt)
     try:
         document, is_kept = trio.run(_demo, folder, console, keep)
     except* trio.TooSlowError as group:
@@ -47,6 +47,10 @@ def run(*, as_json: bool, keep: bool) -> int:
     if as_json:
         sys.stdout.write(json.dumps(document) + "\n")
     return 0 if document["is_consistent"] else 1
+
+
+def _interrupt(*_: object) -> None:
+    signal.raise_signal(signal.SIGINT)
 
 
 async def _demo(folder: Path, console: Console, keep: bool) -> tuple[dict[str, Any], bool]:
