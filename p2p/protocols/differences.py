@@ -4,7 +4,7 @@ The initiator cuts its ids, sorted by epoch and then by id, into ranges that gro
 a count and a digest of each (`Opening`). The responder says which of them differ (`Overview`) and adds cells
 of a sketch of its ids in those, or all of these as short ids where that is shorter. The initiator takes the
 sketch apart, asks for as many more cells as it needs, and says what it `Found`: which of the responder's it
-wants and which of its own it offers. That is one or two round trips, and about 30 bytes per difference.
+wants and which of its own it offers. That is one or two round trips, and 30 to 50 bytes per difference.
 
 Where a sketch does not come apart (a wrong estimate, or a lying peer) the initiator goes on with the ranges
 of `gossip_ledger/reconcile.py`, within their own bounds; after that message both sides speak only that.

@@ -256,6 +256,16 @@ def test_cells_of_a_liar_end_or_tell_what_is_not_held_here(cells: list[int], see
         assert not sketch.has(found.theirs).any()
 
 
+def test_cells_that_contradict_what_is_held_here_tell_nothing() -> None:
+    mine = Sketch.of(b"".join(dated(ident(i), 0) for i in range(50)), SALT)
+    held, strange = (Sketch.of(dated(ident(name), 0), SALT).cells(0, 64) for name in (7, "strange"))
+    cells = mine.cells(0, 64)
+    too_much = Cells(cells.sums + held.sums, cells.checks + held.checks)
+    too_little = Cells(cells.sums - strange.sums, cells.checks - strange.checks)
+    assert mine.peel(too_much) is None
+    assert mine.peel(too_little) is None
+
+
 def test_a_sketch_that_undoes_itself_ends() -> None:
     """One short id in a single one of its cells: taking it out puts it into the others, and back again."""
     other = Sketch.of(dated(ident("other"), 0), SALT)
@@ -395,6 +405,8 @@ CELLS = replace(SAME, dirty=b"\1", count=9, parity=bytes(PARITY_BYTES), cells=by
         (Fallback(data=reconcile.begin(HELD, SALT)[1]),),
         (replace(FIRST, ranges=(*RANGES, *RANGES)),),
         (replace(FIRST, ranges=(replace(RANGES[-1], epoch=1),)),),
+        (replace(FIRST, ranges=(*(replace(RANGES[-1], epoch=n) for n in (5, 4)), RANGES[-1])),),
+        (replace(FIRST, ranges=(*(replace(RANGES[-1], epoch=n) for n in (5, 5)), RANGES[-1])),),
         (Found(offered=b"", wanted=b"", is_last=1, is_cut=0),),
     ],
 )
