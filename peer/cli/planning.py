@@ -32,6 +32,8 @@ SELFTEST_S_MAX: Final = 900
 """Longest self-test of one quantization: it reads the base and quantizes it."""
 PLAN_CONTEXT: Final = 2048
 """Context that a worker offers, tokens, where the base allows as much."""
+BUSY_LOAD: Final = 0.5
+"""Load before the self-tests from which on they are not to be trusted."""
 _MIB: Final = 1 << 20
 
 
@@ -66,7 +68,7 @@ def plan(
     settings = read_settings(folder)
     slots = slots or config.max_slots
     threads = threads or config.threads or _half_the_cores()
-    available = _available_memory()
+    available, load = _available_memory(), os.getloadavg()[0]
     rows: list[dict[str, Any]] = []
     for name in chosen:
         row = _needs(settings, name, slots, available)
@@ -80,6 +82,7 @@ def plan(
         "threads": threads,
         "context": min(PLAN_CONTEXT, settings.positions),
         "memory_available": available,
+        "load": round(load, 2),
         "plans": rows,
         **_advice(rows),
     }
@@ -190,6 +193,12 @@ def _print_plan(result: dict[str, Any]) -> None:
     speeds = ("tokens/s, one", f"tokens/s, {result['slots']}", "reading")
     print_table("plan", (*columns, *speeds), rows, empty="nothing was planned")
     print_fields({"take": result["advice"] or "none", "because": result["why"]})
+    if result["load"] > BUSY_LOAD:
+        notes().print(
+            f"upkeep: the machine is busy (load {result['load']:g}); an idle one is faster, "
+            "and may favour another form",
+            markup=False,
+        )
     if result["advice"]:
         console().print(f"start it: upkeep up --worker --quantization {result['advice']}", markup=False)
 
