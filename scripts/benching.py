@@ -201,16 +201,24 @@ def prompt(number: int, tokens: int) -> tuple[int, ...]:
     return tuple((7 * number + 13 * position) % 251 for position in range(tokens))
 
 
-def interleave(modes: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every mode in every round, after one round that is not counted."""
+def interleave(
+    modes: Mapping[str, Callable[[], float]], rounds: int, seconds: float
+) -> dict[str, list[float]]:
+    """Seconds of every mode in every round, after one round that is not counted.
+
+    After `seconds` no round is begun, so a busy machine measures fewer; one round there always is.
+    """
+    end = time.monotonic() + seconds
     found: dict[str, list[float]] = {name: [] for name in modes}
     names = list(modes)
     for number in range(-1, rounds):
+        if number > 0 and time.monotonic() >= end:
+            break
         turn = max(number, 0) % len(names)
         for name in names[turn:] + names[:turn]:
-            seconds = modes[name]()
+            taken = modes[name]()
             if number >= 0:
-                found[name].append(seconds)
+                found[name].append(taken)
     return found
 
 

@@ -31,7 +31,7 @@ def bench(area: str, *arguments: str) -> tuple[dict[str, Any], str]:
 def test_lora() -> None:
     found, text = bench("lora", "--shapes", "tiny")
     assert set(found["machine"]) == MACHINE
-    assert found["rounds"] == 1
+    assert found["tiny"]["rounds"] == 1
     decoding = ("mixed_over_base", "mixed32_over_base", "one_over_base", "one1_over_base1", "idle_over_base")
     against_peft = ("mixed_over_peft", "mixed32_over_peft")
     reading = ("prefill_over_base", "prefill_mixed_over_base")
@@ -53,6 +53,7 @@ def test_engine(tmp_path: Path) -> None:
     write_tiny_base(tmp_path, max_position_embeddings=1024)
     found, text = bench("engine", "--base", str(tmp_path))
     assert set(found["machine"]) == MACHINE
+    assert found["rounds"] == 1
     assert set(found["ratios"]) == {
         "batched_over_generate",
         "batched_over_sequential",
