@@ -57,7 +57,9 @@ class Tokenizer:
         self._plain.encode_special_tokens = True
         self.stop_ids = _stop_ids(config)
         """Ids that end an answer; never shown."""
-        self.vocabulary_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        rows, known = config.get("vocab_size"), self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self.vocabulary_size: int = max(rows, known) if type(rows) is int else known
+        """Ids that the model has, from 0 up to this; not all of them need have a text."""
         added = self._tokenizer.get_added_tokens_decoder().values()
         self._special = tuple(str(token.content) for token in added if token.special)
         self._bos = self._name_of(config.get("bos_token_id"))

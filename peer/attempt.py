@@ -136,6 +136,8 @@ class Attempt:
         self._error: RequestError | None = None
         self._first_s: float | None = None
         self._delivered = 0
+        self._complete = ""
+        """How the answer ended, once its worker said that it is whole."""
         self._log = structlog.get_logger("attempt")
         self.quote: SignedQuote | None = None
 
@@ -146,7 +148,10 @@ class Attempt:
         except RemoteError as error:
             return Outcome(finish=None, lost=str(error))
         session = PayerSession.start(
-            network=self._payer.service.network, payer=self._payer.signer.account, worker=self._advert.worker
+            network=self._payer.service.network,
+            payer=self._payer.signer.account,
+            worker=self._advert.worker,
+            vocabulary=self._job.tokenizer.vocabulary_size,
         )
         request = QuoteRequest(
             model=self._job.model, tokens_in_max=len(self._prompt), tokens_out_max=self._job.tokens_left
@@ -189,11 +194,14 @@ class Attempt:
             case Deliver(ids=ids):
                 return await self._deliver(ids)
             case Ended(reason=reason):
+                self._complete = reason if reason in COMPLETE else ""
                 await self._end_text(reason)
             case Finish():
                 self._ended = Outcome(finish=effect)
-            case Abort(reason=reason, is_breach=is_breach):
-                self._ended = Outcome(finish=None, lost=reason, is_breach=is_breach)
+            case Abort(reason=reason, is_breach=is_breach, bill=bill):
+                # An answer that is complete stands, whatever its worker does instead of settling it.
+                stands = Finish(reason=self._complete, detail=reason, bill=bill) if self._complete else None
+                self._ended = Outcome(finish=stands, lost=reason, is_breach=is_breach)
         return None
 
     async def _send(self, message: Any) -> None:
@@ -293,7 +301,10 @@ class Attempt:
                 self._job.asks.append(AskRef(open=self._row.open, ask=self._row.ask, fee=fee))
         if finish is not None and finish.reason in COMPLETE:
             await self._end_text(finish.reason)
-            self._observe()
+            if self._ended.is_breach:
+                self._payer.observations.failed(self._advert.worker)
+            else:
+                self._observe()
         if finish is not None and finish.receipt is not None:
             await self._keep_receipt(finish.receipt)
         if finish is None:

@@ -159,6 +159,8 @@ def _take_tokens(session: PayerSession, tokens: Tokens) -> Step:
     output = session.output + tokens.ids
     if tokens.first != len(session.output):
         raise ProtocolError(f"tokens from {tokens.first} on where {len(session.output)} was next")
+    if max(tokens.ids) >= session.vocabulary:
+        raise ProtocolError("a token that the model does not have")
     if len(output) > session.tokens_max:
         raise ProtocolError(f"more tokens than the {session.tokens_max} that were asked and paid for")
     if len(output) > session.billed + CHUNK_TOKENS:

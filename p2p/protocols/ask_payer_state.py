@@ -31,6 +31,7 @@ from p2p.protocols.limits import (
     QUOTE_MS,
     QUOTED_MS,
     SETTLE_MS,
+    TOKEN_ID_MAX,
     TOKEN_MS,
 )
 from p2p.protocols.session import Lost, Send, Timeout
@@ -177,11 +178,15 @@ class PayerSession:
     """The last bill signed."""
     ending: Finish | None = None
     """What the worker said at the end, until the receipt comes."""
+    vocabulary: int = TOKEN_ID_MAX + 1
+    """Token ids that the model has: from 0 up to this. Others are neither delivered nor paid."""
 
     @staticmethod
-    def start(*, network: NetworkId, payer: AccountId, worker: AccountId) -> PayerSession:
+    def start(
+        *, network: NetworkId, payer: AccountId, worker: AccountId, vocabulary: int = TOKEN_ID_MAX + 1
+    ) -> PayerSession:
         """A session on a fresh stream to `worker`."""
-        return PayerSession(network=network, payer=payer, worker=worker)
+        return PayerSession(network=network, payer=payer, worker=worker, vocabulary=vocabulary)
 
     @property
     def is_over(self) -> bool:
