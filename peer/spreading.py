@@ -55,6 +55,10 @@ RULES_VERSION: Final = 1
 SYNC_INTERVAL_S: Final = 15.0
 """Mean time between two reconciliations with a random peer."""
 SYNC_S_MAX: Final = 120.0
+SYNC_SESSIONS_MAX: Final = 64
+"""Sessions in a row with one peer: how a newcomer learns more records than fit into one."""
+UNANSWERED_MAX: Final = 64
+"""Records that a peer may claim and not give beyond those it gave: it may have dropped some meanwhile."""
 SALT_BYTES: Final = 16
 ALONE_S: Final = 5.0
 """A node that met nobody by then counts as synced: there is nobody to hear from."""
@@ -185,12 +189,12 @@ class Spreader:
             await serve_sync(channel, self._records(stream.remote))
 
     async def _sync_with(self, peer: AccountId) -> None:
-        salt = self._given.entropy.token(SALT_BYTES)
+        """Sessions with one peer until both hold the same, or one of the bounds is reached."""
         try:
             with trio.fail_after(SYNC_S_MAX):
-                stream = await self._given.transport.open(peer, SYNC_PROTOCOL)
-                async with FrameChannel(stream, frame_bytes_max=SYNC_FRAME_BYTES_MAX) as channel:
-                    await sync_with(channel, self._records(peer), salt)
+                for _ in range(SYNC_SESSIONS_MAX):
+                    if await self._sync_once(peer):
+                        break
         except ExchangeError as error:
             self._log.info("sync_failed", peer=peer.hex()[:8], reason=str(error), breach=error.is_breach)
             if error.is_breach:
@@ -199,6 +203,17 @@ class Spreader:
             self._log.info("sync_failed", peer=peer.hex()[:8], reason=str(error))
         else:
             self.synced.set()
+
+    async def _sync_once(self, peer: AccountId) -> bool:
+        """One session; False if a bound left more to sync. Raises `ExchangeError` where the peer lied."""
+        salt = self._given.entropy.token(SALT_BYTES)
+        stream = await self._given.transport.open(peer, SYNC_PROTOCOL)
+        async with FrameChannel(stream, frame_bytes_max=SYNC_FRAME_BYTES_MAX) as channel:
+            finish = await sync_with(channel, self._records(peer), salt)
+        if finish.unanswered > UNANSWERED_MAX + finish.received:
+            reason = f"it claimed {finish.unanswered} records that it did not give"
+            raise ExchangeError(reason, is_breach=True)
+        return finish.is_complete
 
     async def _sync_new_links(self) -> None:
         async for event in self.links.events():
