@@ -36,7 +36,7 @@ from gpu_worker.training import (  # noqa: E402
     tokenize,
     train,
 )
-from tests.unit.gpu_worker.tiny_base import make_tiny_base  # noqa: E402
+from tests.support.tiny_base import write_tiny_base  # noqa: E402
 
 RECIPE = Recipe(steps=12, batch=4, tokens_max=96, rank=4, alpha=8, learning_rate=2e-2, seed=3)
 DOCUMENTS = tuple(
@@ -49,7 +49,9 @@ HELD_OUT = (Document(title="x", prompt="Say x.", text="abcabcabcabcabcabcabc"),)
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
-    return make_tiny_base(tmp_path_factory.mktemp("base"))
+    folder = tmp_path_factory.mktemp("base")
+    write_tiny_base(folder)
+    return folder
 
 
 def trained(base: Path, out: Path, recipe: Recipe = RECIPE) -> list[Step | Measured]:
