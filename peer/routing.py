@@ -4,8 +4,9 @@ The score is expected time to first token, weighed by price and by what this pee
 
     E = round trip + waiting turns / measured speed + prompt / prefill rate + load time if not resident
 
-Among two random eligible workers and up to two that hold the model resident, the lowest score wins, the
-others follow as runners-up (power of two choices with holders; see docs/protocol/adverts.md).
+Among two random eligible workers and up to two random ones that hold the model resident, the lowest score
+wins, the others follow as runners-up (power of two choices with holders; see docs/protocol/adverts.md).
+Everybody's favourite would be the same worker; a draw of a few spreads the load.
 """
 
 from __future__ import annotations
@@ -116,14 +117,13 @@ def choose(
     eligible.sort(key=lambda advert: advert.worker)
 
     def ranked(some: Sequence[Advert]) -> list[Advert]:
-        return sorted(
-            some, key=lambda a: (score(a, need, observed.get(a.worker, NOTHING_OBSERVED)), a.worker)
-        )
+        return sorted(some, key=lambda a: score(a, need, observed.get(a.worker, NOTHING_OBSERVED)))
 
     if need.policy == "cheapest":
         return tuple(ranked(eligible))
     drawn = rng.sample(eligible, min(RANDOM_CANDIDATES, len(eligible)))
-    holders = ranked([a for a in eligible if need.model in a.resident])[:HOLDER_CANDIDATES]
+    resident = [a for a in eligible if need.model in a.resident]
+    holders = rng.sample(resident, min(HOLDER_CANDIDATES, len(resident)))
     first = {a.worker: a for a in (*drawn, *holders)}
     rest = [a for a in eligible if a.worker not in first]
     return (*ranked(tuple(first.values())), *ranked(rest))
