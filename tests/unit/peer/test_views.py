@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from gossip_ledger.records import Open, Publish
+from gossip_ledger.records import ModelId, Open, Publish
 from peer import views
 from peer.author import Author
 from peer.models import published
@@ -18,7 +18,7 @@ async def traded(*, is_final: bool = True) -> Desk:
     """A ledger with a published model and one receipt of 100."""
     desk = await Desk().load()
     creator = Author(service=desk.service, signer=CREATOR, clock=desk.clock)
-    await creator.write(Publish(manifest=MODEL, successor_of=MODEL[:0], fee=0))
+    await creator.write(Publish(manifest=MODEL, successor_of=ModelId(b""), fee=0))
     opened = await desk.author.write(Open(worker=WORKER.account, limit=1000, expiry=10))
     await desk.witness()
     await desk.till.settle(tab_of(ask_of(opened, 1), 100))
@@ -91,7 +91,7 @@ async def test_every_zero_is_explained() -> None:
     assert "served, created and contributed nothing" in why(person("nobody").account)
     fresh = await Desk().load()
     creator = Author(service=fresh.service, signer=CREATOR, clock=fresh.clock)
-    await creator.write(Publish(manifest=MODEL, successor_of=MODEL[:0], fee=0))
+    await creator.write(Publish(manifest=MODEL, successor_of=ModelId(b""), fee=0))
     view = views.explain_account(fresh.service.ledger, CREATOR.account, names(fresh))
     assert "no recorded answer has drawn" in str(view["why"])
 
