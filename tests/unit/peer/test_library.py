@@ -48,6 +48,10 @@ def file(name: str, *contents: bytes, size: int | None = None) -> File:
     return File(name=name, size=real if size is None else size, chunks=tuple(map(blob_id, contents)))
 
 
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 async def test_blobs_come_from_whoever_has_them_and_are_kept() -> None:
     desk = await Desk().load()
     peers = Peers(two=blobs(b"a", b"b"))
@@ -80,16 +84,14 @@ async def test_a_name_that_could_lead_astray_is_refused(name: str, tmp_path: Pat
     manifest = replace(MANIFEST, files=(file(name, b"a"),))
     with pytest.raises(RemoteError, match="names a file"):
         await library(desk, Peers(one=blobs(b"a"))).write_files(manifest, tmp_path / "model")
-    assert not list(tmp_path.iterdir())
+    assert not files_in(tmp_path)
 
 
 async def test_files_are_written_whole(tmp_path: Path) -> None:
     desk = await Desk().load()
     manifest = replace(MANIFEST, files=(file("adapter_config.json", b"a", b"b"),))
     await library(desk, Peers(one=blobs(b"a", b"b"))).write_files(manifest, tmp_path / "model")
-    assert [(path.name, path.read_bytes()) for path in (tmp_path / "model").iterdir()] == [
-        ("adapter_config.json", b"ab")
-    ]
+    assert files_in(tmp_path) == {"model/adapter_config.json": b"ab"}
 
 
 async def test_manifests_are_fetched_and_rubbish_holds_up_nobody(
