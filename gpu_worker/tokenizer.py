@@ -130,7 +130,10 @@ class IncrementalDecoder:
         """How many of `_ids` are shown."""
 
     def feed(self, ids: Sequence[int]) -> str:
-        """The text that `ids` complete; may be empty."""
+        """The text that `ids` complete; may be empty.
+
+        Only the last tokens may be the beginning of a character; broken bytes before them are shown as such.
+        """
         self._ids.extend(ids)
         before = self._tokenizer.decode(self._ids[: self._shown])
         pending = len(self._ids) - self._shown
@@ -141,10 +144,6 @@ class IncrementalDecoder:
                 break
             end = len(self._ids) - held
             text = self._tokenizer.decode(self._ids[:end])
-        if text.endswith(_UNFINISHED):
-            # No beginning of a character is that long: these bytes are none, and are shown as what they are.
-            end = len(self._ids)
-            text = self._tokenizer.decode(self._ids)
         if end > self._shown:
             self._ids = self._ids[self._shown :]
             self._shown = end - self._shown

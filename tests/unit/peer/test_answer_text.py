@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gpu_worker.tokenizer import Tokenizer
@@ -49,6 +49,8 @@ def test_an_empty_answer_is_empty() -> None:
 
 
 @given(chunks=CHUNKS)
+@example(chunks=[b"\x80", b"\xf0\x90", b"\x80", b"\x80"])
+@example(chunks=[b"\x80\x80\x80\x80\x80", b"\xf0\x90", b"\x80\x80"])
 def test_without_stop_strings_the_pieces_are_the_whole(chunks: list[bytes]) -> None:
     deltas, text = shown(chunks)
     assert "".join(deltas) == text.shown == TOKENIZER.decode(tuple(b"".join(chunks)))
